@@ -1,0 +1,1 @@
+"""The promptbus worker: Kafka requests in, Triton inference, Kafka replies out."""

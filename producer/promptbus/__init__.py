@@ -1,0 +1,1 @@
+"""promptbus: publish prompts to Kafka, read answers from Kafka."""

@@ -1,0 +1,163 @@
+"""How to reach Kafka, read from the environment (and from `.env`, which the environment beats).
+
+The worker's settings extend these, so client and worker understand the same `KAFKA_*` names.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Literal, NoReturn, Self, TypeVar
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# Each of these carries one of the promises (nothing lost, one reply per record); a user's value would break it unseen.
+REFUSED_OVERRIDES = frozenset(
+    {
+        "enable.auto.commit",
+        "enable.auto.offset.store",
+        "acks",
+        "request.required.acks",
+        "enable.idempotence",
+        "group.id",
+        "transactional.id",
+        "isolation.level",
+        "partition.assignment.strategy",
+    }
+)
+
+ClientConfig = dict[str, str | int | float | bool]
+
+
+class KafkaSettings(BaseSettings):
+    """Where Kafka is, which topics are used, and how to log in. Frozen; secrets do not print."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+    )
+
+    kafka_bootstrap: str = Field(
+        "localhost:9092",
+        validation_alias=AliasChoices("KAFKA_BOOTSTRAP", "KAFKA_BOOTSTRAP_SERVERS"),
+        description="Brokers to start from, `host:port`, comma-separated (also `KAFKA_BOOTSTRAP_SERVERS`)",
+    )
+    kafka_request_topic: str = Field("inference-requests", description="Topic that prompts arrive on")
+    kafka_reply_topic: str = Field("inference-results", description="Topic that replies go to")
+    kafka_dead_letter_topic: str = Field("inference-requests.dlq", description="Topic for dead letters")
+
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="`PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, description="`PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`"
+    )
+    kafka_sasl_username: str | None = Field(None, description="SASL user")
+    kafka_sasl_password: SecretStr | None = Field(None, description="SASL password")
+    kafka_ssl_ca_location: str | None = Field(None, description="CA certificates (PEM file)")
+    kafka_ssl_certificate_location: str | None = Field(None, description="Client certificate (PEM file)")
+    kafka_ssl_key_location: str | None = Field(None, description="Client key (PEM file)")
+    kafka_ssl_key_password: SecretStr | None = Field(None, description="Password of the client key")
+
+    kafka_client: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description="`KAFKA_CLIENT__<KEY>`: any librdkafka setting for every client "
+        "(`KAFKA_CLIENT__SOCKET_TIMEOUT_MS` is `socket.timeout.ms`)",
+    )
+    kafka_consumer: dict[str, SecretStr] = Field(
+        default_factory=dict, description="`KAFKA_CONSUMER__<KEY>`: the same, for consumers only"
+    )
+    kafka_producer: dict[str, SecretStr] = Field(
+        default_factory=dict, description="`KAFKA_PRODUCER__<KEY>`: the same, for producers only"
+    )
+
+    @model_validator(mode="after")
+    def _refuse_overrides(self) -> Self:
+        for field in ("kafka_client", "kafka_consumer", "kafka_producer"):
+            for key in _librdkafka_keys(getattr(self, field)):
+                if key in REFUSED_OVERRIDES:
+                    variable = f"{field.upper()}__{key.upper().replace('.', '_')}"
+                    raise ValueError(
+                        f"{variable} may not be set: promptbus itself decides {key!r}; remove it"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _check_topics(self) -> Self:
+        topics = {
+            "KAFKA_REQUEST_TOPIC": self.kafka_request_topic,
+            "KAFKA_REPLY_TOPIC": self.kafka_reply_topic,
+            "KAFKA_DEAD_LETTER_TOPIC": self.kafka_dead_letter_topic,
+        }
+        seen: dict[str, str] = {}
+        for name, topic in topics.items():
+            if topic in seen:
+                raise ValueError(f"{seen[topic]} and {name} are both {topic!r}; they must differ")
+            seen[topic] = name
+        return self
+
+    @model_validator(mode="after")
+    def _check_sasl(self) -> Self:
+        if self.kafka_security_protocol.startswith("SASL"):
+            for name in ("kafka_sasl_mechanism", "kafka_sasl_username", "kafka_sasl_password"):
+                if getattr(self, name) is None:
+                    raise ValueError(
+                        f"KAFKA_SECURITY_PROTOCOL is {self.kafka_security_protocol} but {name.upper()} is not set"
+                    )
+        return self
+
+    def client_config(self) -> ClientConfig:
+        """librdkafka settings that every client of this process shares. Holds secrets in clear: never log it."""
+        config: ClientConfig = {
+            "bootstrap.servers": self.kafka_bootstrap,
+            "security.protocol": self.kafka_security_protocol,
+        }
+        for key, value in (
+            ("sasl.mechanism", self.kafka_sasl_mechanism),
+            ("sasl.username", self.kafka_sasl_username),
+            ("sasl.password", self.kafka_sasl_password),
+            ("ssl.ca.location", self.kafka_ssl_ca_location),
+            ("ssl.certificate.location", self.kafka_ssl_certificate_location),
+            ("ssl.key.location", self.kafka_ssl_key_location),
+            ("ssl.key.password", self.kafka_ssl_key_password),
+        ):
+            if value is not None:
+                config[key] = value.get_secret_value() if isinstance(value, SecretStr) else value
+        config.update(_librdkafka_keys(self.kafka_client))
+        return config
+
+    def consumer_overrides(self) -> ClientConfig:
+        """`KAFKA_CONSUMER__*` in librdkafka's spelling."""
+        return _librdkafka_keys(self.kafka_consumer)
+
+    def producer_overrides(self) -> ClientConfig:
+        """`KAFKA_PRODUCER__*` in librdkafka's spelling."""
+        return _librdkafka_keys(self.kafka_producer)
+
+
+def _librdkafka_keys(overrides: Mapping[str, SecretStr]) -> ClientConfig:
+    return {name.lower().replace("_", "."): value.get_secret_value() for name, value in overrides.items()}
+
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+def load(settings: type[S]) -> S:
+    """Read `settings` from the environment; on a mistake print one sentence per mistake and exit with 2."""
+    try:
+        return settings()
+    except ValidationError as error:
+        _explain_and_exit(error)
+
+
+def _explain_and_exit(error: ValidationError) -> NoReturn:
+    for item in error.errors(include_url=False, include_input=False):
+        message = item["msg"].removeprefix("Value error, ")
+        where = "__".join(str(part) for part in item["loc"]).upper()
+        print(f"promptbus: {where}: {message}" if where else f"promptbus: {message}", file=sys.stderr)
+    raise SystemExit(2)
