@@ -1,0 +1,179 @@
+"""A request on the wire: bytes to `Request` and back.
+
+The promise: any bytes give a Request, an InvalidRequest or a NotARequest, never another exception.
+
+    ValueError
+      InvalidRequest        a JSON object, but not one of ours; the reply says which field and why
+        NotARequest         not a JSON object at all; also dead-lettered
+
+Another dialect (chat bodies, tensors) is another function from bytes to Request beside `decode_request`: json_object.py
+reads the object, and only the rules for the fields are its own.
+"""
+
+from types import MappingProxyType
+from typing import Annotated, Final, NamedTuple, NoReturn, TypeGuard, cast
+
+import orjson
+
+from .codes import ErrorCode
+from .json_object import JsonObject, NotAnObject, read_object, require_json, write_object
+from .limits import Limits
+
+MAX_REQUEST_ID_BYTES: Final = 256
+MAX_MAX_TOKENS: Final = 2**31 - 1
+MAX_TEMPERATURE: Final = 2
+
+_NAMED = 64  # characters of an unknown field's name that a sentence quotes
+
+
+# A default that nobody can fill by accident. It is no dict, but false like an empty one, and never encoded.
+_NOTHING = cast(JsonObject, MappingProxyType({}))
+
+
+class Request(NamedTuple):
+    """One prompt and what the sender wants done with it. None: not given, the worker's default holds."""
+
+    prompt: Annotated[str, Limits("The text to answer.", min_length=1)]
+    request_id: Annotated[
+        str | None,
+        Limits(
+            "Chosen by the sender and repeated on the reply: 1 to 256 bytes of UTF-8.",
+            min_length=1,
+            max_length=MAX_REQUEST_ID_BYTES,
+        ),
+    ] = None
+    max_tokens: Annotated[
+        int | None, Limits("Most tokens to answer with. 1.0 is refused.", minimum=1, maximum=MAX_MAX_TOKENS)
+    ] = None
+    temperature: Annotated[
+        float | None, Limits("Sampling temperature.", minimum=0, maximum=MAX_TEMPERATURE)
+    ] = None
+    model: Annotated[str | None, Limits("One of the models served; the first if absent.", min_length=1)] = (
+        None
+    )
+    parameters: Annotated[
+        JsonObject, Limits("Values for the model's optional inputs, by name.", optional=True)
+    ] = _NOTHING
+    metadata: Annotated[JsonObject, Limits("Anything; repeated on the reply.", optional=True)] = _NOTHING
+
+
+_FIELDS = frozenset(Request._fields)
+
+
+class InvalidRequest(ValueError):
+    """A request that cannot be accepted.
+
+    `message` is a sentence for the sender that never quotes the prompt; `request_id` and `metadata` are what could
+    still be read of them, so that the reply can echo them.
+    """
+
+    code = ErrorCode.INVALID_REQUEST
+
+    def __init__(
+        self, message: str, *, request_id: str | None = None, metadata: JsonObject | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.request_id = request_id
+        self.metadata: JsonObject = {} if metadata is None else metadata
+
+
+class NotARequest(InvalidRequest):
+    """The bytes are no JSON object: nothing of a sender can be read from them."""
+
+
+def decode_request(value: bytes | None, *, ignore_unknown: bool = False) -> Request:
+    """The request in a record's value. Raises InvalidRequest or NotARequest, never anything else.
+
+    Fields that are null are absent. `ignore_unknown` lets unknown fields pass, for senders newer than this worker.
+    """
+    try:
+        body = read_object(value, "metadata")
+    except NotAnObject as error:
+        raise NotARequest(str(error)) from None
+    get = body.get
+    if not ignore_unknown and not _FIELDS.issuperset(body):
+        _refuse(body, _unknown_fields(body))
+
+    prompt = get("prompt")
+    if type(prompt) is not str or not prompt:
+        _refuse(body, "prompt is required" if prompt is None else "prompt must be a string that is not empty")
+    request_id = get("request_id")
+    if request_id is not None and not is_request_id(request_id):
+        _refuse(body, f"request_id must be a string of 1 to {MAX_REQUEST_ID_BYTES} bytes")
+    max_tokens = get("max_tokens")
+    if max_tokens is not None:
+        if type(max_tokens) is not int:
+            _refuse(body, f"max_tokens must be an integer from 1 to {MAX_MAX_TOKENS}")
+        if max_tokens < 1:
+            _refuse(body, "max_tokens must be at least 1")
+        if max_tokens > MAX_MAX_TOKENS:
+            _refuse(body, f"max_tokens must be at most {MAX_MAX_TOKENS}")
+    temperature = get("temperature")
+    if temperature is not None:
+        if type(temperature) is int:
+            temperature = float(temperature)
+        elif type(temperature) is not float:
+            _refuse(body, f"temperature must be a number from 0 to {MAX_TEMPERATURE}")
+        if not 0 <= temperature <= MAX_TEMPERATURE:
+            _refuse(body, f"temperature must be from 0 to {MAX_TEMPERATURE}")
+    model = get("model")
+    if model is not None and (type(model) is not str or not model):
+        _refuse(body, "model must be a string that is not empty")
+    parameters = get("parameters")
+    if parameters is None:
+        parameters = {}
+    elif type(parameters) is not dict:
+        _refuse(body, "parameters must be an object")
+    metadata = get("metadata")
+    if metadata is None:
+        metadata = {}
+    elif not isinstance(metadata, dict):
+        _refuse(body, "metadata must be an object")
+    return Request(prompt, request_id, max_tokens, temperature, model, parameters, metadata)
+
+
+def encode_request(request: Request) -> bytes:
+    """The request as a record's value; fields that are None or empty are left out.
+
+    Raises InvalidRequest for what a worker would refuse, and for values that JSON cannot hold.
+    """
+    body: dict[str, object] = {}
+    for name, value in zip(Request._fields, request, strict=True):
+        if value is not None and value != {}:
+            body[name] = value
+    try:
+        for name in ("parameters", "metadata"):
+            require_json(body.get(name))
+        encoded = write_object(body, "metadata")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the request cannot be written as JSON: {error}") from None
+    decode_request(encoded)
+    return encoded
+
+
+def is_request_id(value: object) -> TypeGuard[str]:
+    """Whether this is a string of 1 to MAX_REQUEST_ID_BYTES bytes in UTF-8."""
+    if type(value) is not str or not value:
+        return False
+    # A character takes at most four bytes: short ones need not be encoded to know.
+    return (
+        len(value) <= MAX_REQUEST_ID_BYTES // 4 or len(value.encode(errors="replace")) <= MAX_REQUEST_ID_BYTES
+    )
+
+
+def _unknown_fields(body: JsonObject) -> str:
+    unknown = [name for name in body if name not in _FIELDS]
+    more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+    name = unknown[0] if len(unknown[0]) <= _NAMED else unknown[0][: _NAMED - 1] + "…"
+    # Quoted as JSON: a name may hold line breaks and terminal codes.
+    return f"unknown field {orjson.dumps(name).decode()}{more}; known are {', '.join(Request._fields)}"
+
+
+def _refuse(body: JsonObject, message: str) -> NoReturn:
+    request_id, metadata = body.get("request_id"), body.get("metadata")
+    raise InvalidRequest(
+        message,
+        request_id=request_id if is_request_id(request_id) else None,
+        metadata=metadata if isinstance(metadata, dict) else None,
+    )
