@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from promptbus.messages.codes import ErrorCode
+from promptbus.messages import ErrorCode
 
 DETAIL_CHARS = 500
 """Longest detail kept of what a server said. It is for the log: it can hold tracebacks, paths and prompts."""
@@ -70,16 +70,16 @@ class CallError(Exception):
         )
 
 
-class ModelUnusable(Exception):
-    """Triton serves the model, but its tensors are not what a prompt and its answer need.
+class ModelUnusable(CallError):
+    """Triton serves the model, but not as prompts and answers need it.
 
-    `sentence` says which, and what to change. At start it is a reason to stop; after a reload of the model it
-    is a reason to wait, since the next reload can mend it.
+    `sentence` says what is missing and what to change. At start it is a reason to stop. Afterwards it is the
+    same as a model that is not there: the next reload can mend it.
     """
 
     def __init__(self, sentence: str) -> None:
         self.sentence = sentence
-        super().__init__(sentence)
+        super().__init__(CallFailure.NOT_FOUND, sentence)
 
 
 class Action(StrEnum):

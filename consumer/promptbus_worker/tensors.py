@@ -1,0 +1,125 @@
+"""A batch's values as Triton's tensors, and the answer's tensors as one row per request.
+
+This is the hot path: numpy is touched once per tensor, never once per row. BYTES go binary in both directions: in
+JSON, one row that is not UTF-8 spoils the whole answer.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import DTypeLike
+from tritonclient.http.aio import InferInput, InferRequestedOutput, InferResult
+
+from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row
+from promptbus_worker.model_metadata import (
+    COMPLETION_TOKENS,
+    FINISH_REASON,
+    PROMPT_TOKENS,
+    RESPONSE,
+    TOTAL_TOKENS,
+)
+
+_DTYPES: Mapping[str, DTypeLike] = {
+    # object, because numpy's own bytes type drops trailing NULs
+    "BYTES": np.object_,
+    "BOOL": np.bool_,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+}
+
+
+class UnreadableOutput(Exception):
+    """The answer as a whole cannot be given to the requests of the batch: an output is missing or misshapen."""
+
+
+def requested_outputs(spec: ModelSpec) -> list[InferRequestedOutput]:
+    """The outputs to ask for: those we read, as far as the model has them. Can be used for every call."""
+    return [
+        InferRequestedOutput(name, binary_data=True)
+        for name in (RESPONSE, TOTAL_TOKENS, PROMPT_TOKENS, COMPLETION_TOKENS, FINISH_REASON)
+        if name in spec.outputs
+    ]
+
+
+def encode(spec: ModelSpec, batch: Sequence[Inputs]) -> list[InferInput]:
+    """One tensor per input, of shape [n, 1]: Triton refuses [n] for a model with batches.
+
+    Raises KeyError for an input that the model does not have, or that not all requests of the batch have;
+    ValueError, TypeError or OverflowError for a value that its datatype does not take.
+    """
+    size = len(batch)
+    shape = [size, 1]
+    tensors = []
+    for name in batch[0]:
+        datatype = spec.inputs[name].datatype
+        values = np.array([inputs[name] for inputs in batch], dtype=_DTYPES[datatype]).reshape(shape)
+        tensor = InferInput(name, shape, datatype)
+        tensor.set_data_from_numpy(values, binary_data=True)
+        tensors.append(tensor)
+    return tensors
+
+
+def decode(result: InferResult, size: int) -> tuple[str, list[Row | BadRow]]:
+    """The model version that answered, and one row per request, in the order of the batch.
+
+    Row order is the only link between a prompt and its answer, so an output of any other length makes the whole
+    answer unreadable. Raises UnreadableOutput for that, and ValueError, KeyError or struct.error for lengths and
+    shapes that do not fit the bytes.
+    """
+    envelope = result.get_response()
+    texts = _column(result, RESPONSE, size)
+    totals = _column(result, TOTAL_TOKENS, size)
+    if texts is None or totals is None:
+        missing = RESPONSE if texts is None else TOTAL_TOKENS
+        raise UnreadableOutput(f"output {missing} is missing; the answer says {str(envelope)[:300]}")
+    nothing: list[object] = [None] * size
+    rows: list[Row | BadRow] = []
+    for text, total, prompt, completion, reason in zip(
+        texts,
+        totals,
+        _column(result, PROMPT_TOKENS, size) or nothing,
+        _column(result, COMPLETION_TOKENS, size) or nothing,
+        _column(result, FINISH_REASON, size) or nothing,
+        strict=True,
+    ):
+        try:
+            rows.append(Row(_text(text), _count(total), _count(prompt), _count(completion), _reason(reason)))
+        except UnicodeDecodeError as error:
+            rows.append(BadRow(f"output {RESPONSE} is not UTF-8: {error.reason} at byte {error.start}"))
+    return str(envelope.get("model_version", "")), rows
+
+
+def _column(result: InferResult, name: str, size: int) -> list[object] | None:
+    array = result.as_numpy(name)
+    if array is None:
+        return None
+    if array.shape[:1] != (size,) or array.size != size:
+        raise UnreadableOutput(f"output {name} has shape {list(array.shape)} for {size} requests")
+    values: list[object] = array.reshape(-1).tolist()
+    return values
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, str):  # a server that answers in JSON although binary was asked for
+        return value
+    raise UnreadableOutput(f"output {RESPONSE} is no text")
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _reason(value: object) -> str | None:
+    # A reason that cannot be read costs the reason, not the answer.
+    return (value.decode(errors="replace") if isinstance(value, bytes) else str(value)) if value else None

@@ -1,0 +1,202 @@
+"""Calls to Triton: a model's description, and one inference call with one row of output per request.
+
+Everything that can go wrong comes out as a CallError with one of the failures of outcomes.py. What happens to the
+requests then is not decided here, and nothing is repeated here: tritonclient's POST goes out once.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from urllib.parse import urlsplit
+
+import aiohttp
+import rapidjson
+from tritonclient.http.aio import InferenceServerClient, InferRequestedOutput
+from tritonclient.utils import InferenceServerException
+
+from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec, TensorValue
+from promptbus_worker.model_metadata import describe
+from promptbus_worker.outcomes import CallError, CallFailure, failure_of_status
+from promptbus_worker.tensors import decode, encode, requested_outputs
+
+__all__ = [
+    "BadRow",
+    "Inputs",
+    "ModelSpec",
+    "Row",
+    "TensorSpec",
+    "TensorValue",
+    "TritonClient",
+    "split_url",
+]
+
+PROBE_S = 1.0
+"""How long a connection may take after a call timed out, to tell a slow server from one that is gone."""
+
+
+def split_url(url: str) -> tuple[str, bool]:
+    """`TRITON_URL` as tritonclient wants it, "host:port" with the path before /v2 if there is one; and whether TLS.
+
+    Raises ValueError with a sentence that says what is wrong.
+    """
+    try:
+        parts = urlsplit(url if "://" in url else f"//{url}")
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"TRITON_URL {url!r} cannot be read: {error}. Give host:port.") from error
+    if parts.scheme not in ("", "http", "https"):
+        raise ValueError(f"TRITON_URL {url!r} has to be host:port, http://... or https://...")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(
+            "TRITON_URL must not hold credentials. Set TRITON_API_KEY or TRITON_HEADERS__<NAME>."
+        )
+    if parts.query or parts.fragment:
+        raise ValueError(f"TRITON_URL {url!r} must not hold a query or a fragment.")
+    if not host or (port is None and not parts.scheme):
+        raise ValueError(f"TRITON_URL {url!r} lacks its {'port' if host else 'host'}. Give host:port.")
+    if port is None:
+        port = 443 if parts.scheme == "https" else 80
+    name = f"[{host}]" if ":" in host else host
+    return f"{name}:{port}{parts.path.rstrip('/')}", parts.scheme == "https"
+
+
+class TritonClient:
+    """Triton's HTTP port, through tritonclient's asyncio client.
+
+    Belongs to the event loop in which it is made, and is closed there. `url`: see split_url. `headers` go with
+    every call. `max_connections` has to be at least the number of calls that can be in flight: a call that waits
+    for a connection does so within its own time-out. Proxies of the environment never apply.
+
+    Raises ValueError with a sentence for an unusable url or header.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        max_connections: int = 64,
+    ) -> None:
+        address, tls = split_url(url)
+        for name, value in headers.items():
+            if any(char in name + value for char in "\r\n\0"):
+                raise ValueError(f"The header {name!r} for Triton must not hold line breaks or NUL.")
+        # aiohttp offers gzip by itself. Triton would take the offer and spend its CPU and ours on it, and
+        # tritonclient does not unpack error texts.
+        self._headers = {"accept-encoding": "identity"} | {name.lower(): headers[name] for name in headers}
+        self._address = urlsplit(f"//{address}")
+        self._client = InferenceServerClient(
+            address,
+            conn_limit=max_connections,
+            conn_timeout=None,  # each call has its own deadline; the session's would undercut long ones
+            ssl=tls,
+            ssl_context=ssl.create_default_context() if tls else None,
+        )
+        self._outputs: dict[str, tuple[ModelSpec, list[InferRequestedOutput]]] = {}
+        self._closed = False
+
+    async def read_spec(
+        self, model: str, version: str | None = None, *, timeout_s: float = 10.0
+    ) -> ModelSpec:
+        """What Triton says about the model now.
+
+        Raises CallError, or ModelUnusable with a sentence for the operator if the model's tensors do not fit.
+        """
+        self._check_open()
+        version = version or ""
+        try:
+            async with asyncio.timeout(timeout_s):
+                metadata = await self._client.get_model_metadata(model, version, headers=self._headers)
+                config = await self._client.get_model_config(model, version, headers=self._headers)
+        except Exception as error:
+            raise await self._call_error(error, timeout_s) from error
+        return describe(metadata, config, version=version)
+
+    async def infer(
+        self, spec: ModelSpec, batch: Sequence[Inputs], timeout_s: float
+    ) -> tuple[str, list[Row | BadRow]]:
+        """One call: the version that answered, and one row per request in the order of the batch.
+
+        `batch` is not empty; all its requests have the same inputs. `timeout_s` bounds everything from waiting
+        for a connection to the last byte of the answer. Raises CallError.
+        """
+        self._check_open()
+        try:
+            inputs = encode(spec, batch)
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
+            raise CallError(
+                CallFailure.BAD_REQUEST, f"the batch does not fit the model's inputs: {_text(error)}"
+            ) from error
+        try:
+            async with asyncio.timeout(timeout_s):
+                result = await self._client.infer(
+                    spec.name,
+                    inputs,
+                    model_version=spec.version,
+                    outputs=self._requested(spec),
+                    headers=self._headers.copy(),  # tritonclient adds to it
+                )
+        except Exception as error:
+            raise await self._call_error(error, timeout_s) from error
+        try:
+            return decode(result, len(batch))
+        except (
+            Exception
+        ) as error:  # whatever numpy and struct make of bytes that are not what they say they are
+            raise CallError(CallFailure.BAD_OUTPUT, _text(error), status=200) from error
+
+    async def close(self) -> None:
+        """Close every connection. Calls still under way fail; later ones raise RuntimeError."""
+        self._closed = True
+        await self._client.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this TritonClient is closed")
+
+    def _requested(self, spec: ModelSpec) -> list[InferRequestedOutput]:
+        known = self._outputs.get(spec.name)
+        if known is None or known[0] is not spec:
+            known = self._outputs[spec.name] = (spec, requested_outputs(spec))
+        return known[1]
+
+    async def _call_error(self, error: Exception, timeout_s: float) -> CallError:
+        if not isinstance(error, TimeoutError):
+            return _classify(error)
+        # The call's one deadline cannot tell "connected, but slow" from "no host there any more", and the second
+        # must not be charged to a request.
+        if await self._accepts_connections():
+            return CallError(CallFailure.TIMEOUT, f"no complete answer within {timeout_s:.3f} s")
+        return CallError(
+            CallFailure.REFUSED, f"no answer within {timeout_s:.3f} s, and no connection comes about"
+        )
+
+    async def _accepts_connections(self) -> bool:
+        try:
+            async with asyncio.timeout(PROBE_S):
+                _, writer = await asyncio.open_connection(self._address.hostname, self._address.port)
+        except OSError:  # TimeoutError is one
+            return False
+        writer.transport.abort()
+        return True
+
+
+def _classify(error: Exception) -> CallError:
+    if isinstance(error, InferenceServerException):
+        status, text = error.status(), str(error.message())
+        if status is None:  # tritonclient itself, about the body of a 200
+            return CallError(CallFailure.BAD_OUTPUT, text, status=200)
+        return CallError(failure_of_status(int(status), text), text, status=int(status))
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return CallError(CallFailure.REFUSED, _text(error))
+    if isinstance(error, aiohttp.ClientError | OSError):
+        return CallError(CallFailure.CONNECTION, _text(error))
+    if isinstance(error, rapidjson.JSONDecodeError):
+        # Something answered 200, but no inference server: a login page, a proxy's greeting.
+        return CallError(CallFailure.CONNECTION, f"the answer is not JSON: {error}", status=200)
+    return CallError(CallFailure.BAD_OUTPUT, _text(error), status=200)
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
