@@ -1,0 +1,113 @@
+"""Fetching with pip and jgo: announced, with progress, and a clear sentence when it fails."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from stack.errors import StackError
+
+QUIET_S = 5.0
+
+
+class DownloadFailed(StackError):
+    """Nothing of it is kept."""
+
+
+def announce(what: str, megabytes: int) -> None:
+    print(f"→ {what} (about {megabytes} MB to download)", flush=True)
+
+
+def failed_sentence(what: str, output: str) -> str:
+    """What to tell when a download ended badly; the last lines of its output go with it."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    if "No space left" in output:
+        advice = "The disk is full: free some space and run `make setup` again."
+    elif "THESE PACKAGES DO NOT MATCH THE HASHES" in output:
+        advice = "What came is not what requirements/ promises, so nothing was installed. Is a proxy changing files?"
+    elif "No matching distribution" in output and "Connection" not in output and "Max retries" not in output:
+        advice = "The package index has no file for this Python or machine; setup's requirements are in requirements/."
+    else:
+        proxies = [n for n in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy") if os.environ.get(n)]
+        through = f" through the proxy in {proxies[0]}" if proxies else ""
+        advice = f"Is the network{through} reachable? Then run `make setup` again."
+    return "\n".join([f"Downloading {what} failed. {advice}", *(f"    {line[:300]}" for line in lines[-4:])])
+
+
+def run(argv: Sequence[str | Path], what: str, folder: Path, *, env: dict[str, str] | None = None) -> None:
+    """Run a downloader that writes into `folder`. Raises DownloadFailed.
+
+    How much has come is said in one changing line on a terminal, otherwise in a line every few seconds.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix=".scratch", dir=folder))
+    environment = dict(os.environ, TMPDIR=str(scratch), **(env or {}))
+    output = scratch / "output.txt"
+    try:
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [str(a) for a in argv],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=environment,
+            )
+            try:
+                _follow(process, folder)
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
+        if process.returncode != 0:
+            raise DownloadFailed(failed_sentence(what, output.read_text(errors="replace")))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _follow(process: "subprocess.Popen[bytes]", folder: Path) -> None:
+    started = time.monotonic()
+    terminal = sys.stdout.isatty()
+    while True:
+        try:
+            process.wait(0.5 if terminal else QUIET_S)
+        except subprocess.TimeoutExpired:
+            line = f"  {time.monotonic() - started:3.0f} s, {_megabytes(folder):.0f} MB written"
+            print(f"\r{line}" if terminal else line, end="" if terminal else "\n", flush=True)
+        else:
+            if terminal:
+                print("\r" + " " * 40 + "\r", end="", flush=True)
+            return
+
+
+def _megabytes(folder: Path) -> float:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_size
+        except OSError:
+            continue  # moved while we looked
+    return total / 1e6
+
+
+def pip_install(
+    pip_python: Path, requirements: Path, what: str, folder: Path, *, into: Path, target: bool
+) -> None:
+    """`pip install` of a hashed requirements file, by a Python that has pip.
+
+    `into` is another environment's Python, or with `target` a folder that receives the files without dependencies.
+    """
+    where = ["--no-deps", "--no-compile", f"--target={into}"] if target else []
+    python = [] if target else [f"--python={into}"]
+    argv: list[str | Path] = [pip_python, "-m", "pip", "--disable-pip-version-check", "--no-input", *python]
+    argv += [
+        "install",
+        "--progress-bar=off",
+        *where,
+        "--no-warn-script-location",
+        "--only-binary=:all:",
+        "--require-hashes",
+    ]
+    run([*argv, "-r", requirements], what, folder)

@@ -1,0 +1,341 @@
+"""Apache Kafka 4.3.1 in KRaft mode on this machine: one node, or several to kill one of."""
+
+import base64
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from stack import contents
+from stack.errors import PortTaken, StackError, StartFailed
+from stack.loopback import kafka_brokers
+from stack.ports import HOST, free_ports, require_free, taken_sentence
+from stack.process import Process, server_environment, tail
+
+START_TIMEOUT_S = 60.0
+PORT_ATTEMPTS = 5
+LOG4J = """\
+appender.out.type = Console
+appender.out.name = out
+appender.out.layout.type = PatternLayout
+appender.out.layout.pattern = [%d] %p %m (%c)%n
+rootLogger.level = INFO
+rootLogger.appenderRef.out.ref = out
+"""
+
+
+class Broker:
+    """One node, broker and controller in one process. Made by `Kafka`; `kill`, `stop` and `start` are for tests."""
+
+    def __init__(self, node_id: int, folder: Path, port: int, controller_port: int, heap_mb: int) -> None:
+        self.node_id = node_id
+        self.folder = folder
+        self.port = port
+        self.controller_port = controller_port
+        self.heap_mb = heap_mb
+        self.log = folder / "kafka.log"
+        self.process: Process | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.running
+
+    @property
+    def pid(self) -> int:
+        """The Java process. Raises StackError if it was not started."""
+        if self.process is None:
+            raise StackError(f"Kafka node {self.node_id} was not started.")
+        return self.process.pid
+
+    @property
+    def ready(self) -> bool:
+        """It answers, and the cluster counts it among the living."""
+        return self.node_id in kafka_brokers(self.port)
+
+    def java(self, *arguments: str | Path) -> list[str]:
+        jars = contents.kafka_jars().require()
+        return [
+            contents.java(),
+            f"-Xmx{self.heap_mb}m",
+            "-Djava.awt.headless=true",
+            f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}",
+            "-cp",
+            f"{jars}/*",
+            *(str(a) for a in arguments),
+        ]
+
+    def format(self, cluster_id: str, properties: Mapping[str, str]) -> None:
+        """Write the configuration, and the storage's metadata if this is a new folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "log4j2.properties").write_text(LOG4J)
+        configuration = self.folder / "server.properties"
+        configuration.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
+        if (self.folder / "data" / "meta.properties").exists():
+            return
+        tool: list[str | Path] = [
+            "kafka.tools.StorageTool",
+            "format",
+            "--ignore-formatted",
+            "-t",
+            cluster_id,
+            "-c",
+            configuration,
+        ]
+        done = subprocess.run(
+            self.java(*tool),
+            capture_output=True,
+            text=True,
+            env=server_environment(),
+            timeout=60,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise StartFailed(
+                f"Kafka could not prepare {self.folder}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            )
+
+    def launch(self, remove_if_orphaned: Sequence[Path] = ()) -> None:
+        """Start the process without waiting for it."""
+        self.process = Process(
+            f"Kafka on port {self.port}",
+            self.java("kafka.Kafka", self.folder / "server.properties"),
+            log=self.log,
+            env=server_environment(),
+            cwd=self.folder,
+            grace_s=20.0,
+            remove_if_orphaned=remove_if_orphaned,
+        )
+
+    def await_ready(self) -> None:
+        if self.process is not None:
+            self.process.wait_ready(lambda: self.ready, START_TIMEOUT_S, self._explain)
+
+    def start(self) -> None:
+        """Start again after `kill` or `stop`, on the same data and ports."""
+        if self.running:
+            return
+        for port in (self.port, self.controller_port):
+            require_free(port, f"Kafka node {self.node_id}")
+        self.log.unlink(missing_ok=True)
+        self.launch()
+        self.await_ready()
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.stop()
+
+    def kill(self) -> None:
+        """SIGKILL: what it had not written to disk is lost to it, as after a crash."""
+        if self.process is not None:
+            self.process.kill()
+
+    def tail(self, lines: int = 30) -> str:
+        return tail(self.log, lines)
+
+    def _explain(self, log: str) -> str:
+        if "Address already in use" in log:
+            port = self.port if f":{self.port}" in log else self.controller_port
+            raise PortTaken(taken_sentence(port, "Kafka"))
+        if "Could not reserve enough space" in log or "insufficient memory" in log:
+            return f"Java could not get its {self.heap_mb} MB of memory. Free some (`free -m` shows it) and try again."
+        if "No space left on device" in log:
+            return f"The disk that holds {self.folder} is full."
+        return ""
+
+
+class Kafka:
+    """A cluster of one node or of several, on 127.0.0.1 only, on free ports unless one is named.
+
+    A context manager: started on entry, stopped on exit, and its data removed unless `data_dir` was given.
+    `stop` and `kill` keep data and ports, so that `start` brings the same cluster back.
+
+    Topics are not created by use, as in production: create them (`replication.factor` up to `brokers`).
+
+    Errors: NotInstalled, PortTaken, StartFailed, all with a sentence for people.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path | None = None,
+        port: int | None = None,
+        brokers: int = 1,
+        properties: Mapping[str, str] | None = None,
+        heap_mb: int = 768,
+    ) -> None:
+        if port is not None and brokers != 1:
+            raise ValueError("a port can be chosen for a single broker only")
+        self._own_data = data_dir is None
+        self.data_dir = data_dir
+        self._wanted_port = port
+        self._count = brokers
+        self._properties = dict(properties or {})
+        self._heap_mb = heap_mb
+        self.brokers: list[Broker] = []
+
+    @property
+    def bootstrap(self) -> str:
+        """`127.0.0.1:port`, a comma list for several brokers."""
+        return ",".join(f"{HOST}:{broker.port}" for broker in self.brokers)
+
+    @property
+    def port(self) -> int:
+        """Of the first broker."""
+        return self.brokers[0].port
+
+    @property
+    def pid(self) -> int:
+        """Of the first broker's Java process."""
+        return self.brokers[0].pid
+
+    @property
+    def log(self) -> Path:
+        """Of the first broker."""
+        return self.brokers[0].log
+
+    @property
+    def running(self) -> bool:
+        """Every broker is."""
+        return bool(self.brokers) and all(broker.running for broker in self.brokers)
+
+    def start(self) -> Self:
+        """Returns when every broker answers. Starting what already runs does nothing."""
+        contents.kafka_jars().require()
+        if self.brokers:
+            self._restart()
+            return self
+        if self._wanted_port is not None:
+            require_free(self._wanted_port, "Kafka")
+        for attempt in range(PORT_ATTEMPTS):
+            try:
+                self._first_start()
+            except PortTaken:
+                # Somebody was quicker between our look and the broker's bind.
+                self.close()
+                if attempt == PORT_ATTEMPTS - 1:
+                    raise
+                if self._wanted_port is not None:
+                    require_free(self._wanted_port, "Kafka")
+            except BaseException:
+                self.close()
+                raise
+            else:
+                break
+        return self
+
+    def stop(self) -> None:
+        """End every broker in an orderly way. Idempotent."""
+        for broker in self.brokers:
+            broker.stop()
+
+    def kill(self) -> None:
+        """SIGKILL every broker. Idempotent."""
+        for broker in self.brokers:
+            broker.kill()
+
+    def close(self) -> None:
+        """Kill what still runs, and remove the data if nobody named a folder for it."""
+        self.kill()
+        self.brokers = []
+        if self._own_data and self.data_dir is not None:
+            shutil.rmtree(self.data_dir, ignore_errors=True)
+            self.data_dir = None
+
+    def tail(self, lines: int = 30) -> str:
+        """The end of the first broker's log."""
+        return self.brokers[0].tail(lines) if self.brokers else ""
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if not self._own_data:
+                self.stop()
+        finally:
+            self.close()
+
+    def _first_start(self) -> None:
+        folder = self.data_dir
+        if folder is None:
+            folder = self.data_dir = Path(tempfile.mkdtemp(prefix="promptbus-kafka-"))
+        ports = free_ports(2 * self._count)
+        for index in range(self._count):
+            port = self._wanted_port or ports[2 * index]
+            node = folder / f"node-{index + 1}"
+            self.brokers.append(Broker(index + 1, node, port, ports[2 * index + 1], self._heap_mb))
+        cluster_id = _cluster_id(folder)
+        for broker in self.brokers:
+            broker.log.unlink(missing_ok=True)
+            broker.format(cluster_id, self._server_properties(broker))
+        self._launch_all()
+
+    def _restart(self) -> None:
+        stopped = [broker for broker in self.brokers if not broker.running]
+        for broker in stopped:
+            require_free(broker.port, "Kafka")
+            require_free(broker.controller_port, "Kafka's controller")
+            broker.log.unlink(missing_ok=True)
+        for broker in stopped:
+            broker.launch(self._remove_if_orphaned())
+        for broker in stopped:
+            broker.await_ready()
+
+    def _launch_all(self) -> None:
+        # A quorum is needed before any of them is ready: start all, then wait.
+        for broker in self.brokers:
+            broker.launch(self._remove_if_orphaned())
+        for broker in self.brokers:
+            broker.await_ready()
+
+    def _remove_if_orphaned(self) -> list[Path]:
+        return [self.data_dir] if self._own_data and self.data_dir is not None else []
+
+    def _server_properties(self, broker: Broker) -> dict[str, str]:
+        copies = str(min(3, self._count))
+        in_sync = str(min(2, self._count))
+        voters = ",".join(f"{b.node_id}@{HOST}:{b.controller_port}" for b in self.brokers)
+        return {
+            "process.roles": "broker,controller",
+            "node.id": str(broker.node_id),
+            "controller.quorum.voters": voters,
+            "listeners": f"PLAINTEXT://{HOST}:{broker.port},CONTROLLER://{HOST}:{broker.controller_port}",
+            "controller.listener.names": "CONTROLLER",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+            "log.dirs": str(broker.folder / "data"),
+            "num.network.threads": "2",
+            "num.io.threads": "4",
+            "num.partitions": "1",
+            "auto.create.topics.enable": "false",
+            "group.initial.rebalance.delay.ms": "0",
+            # A killed broker may register again only when its old session is over: 9 s by default.
+            "broker.session.timeout.ms": "4000",
+            "broker.heartbeat.interval.ms": "500",
+            # Lets a test see a dead consumer sooner than Kafka's 6 s.
+            "group.min.session.timeout.ms": "1000",
+            "offsets.topic.num.partitions": "8",
+            "offsets.topic.replication.factor": copies,
+            "transaction.state.log.num.partitions": "4",
+            "transaction.state.log.replication.factor": copies,
+            "transaction.state.log.min.isr": in_sync,
+            "share.coordinator.state.topic.num.partitions": "2",
+            "share.coordinator.state.topic.replication.factor": copies,
+            "share.coordinator.state.topic.min.isr": in_sync,
+            "min.insync.replicas": in_sync,
+            # Kafka reserves 128 MB of heap for this otherwise.
+            "log.cleaner.dedupe.buffer.size": "16777216",
+        } | self._properties
+
+
+def _cluster_id(folder: Path) -> str:
+    """16 random bytes in URL-safe base64 without padding, kept with the data."""
+    file = folder / "cluster-id"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("="))
+    return file.read_text()
