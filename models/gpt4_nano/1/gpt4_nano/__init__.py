@@ -1,0 +1,1 @@
+"""What stands behind model.py: settings, tensors, engines. Only `tensors` and the engines import third parties."""
