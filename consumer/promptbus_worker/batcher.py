@@ -1,0 +1,182 @@
+"""Waiting requests → batches, and why each batch closed. Pure: `now` is passed in.
+
+A batch leaves when it is full or when a call slot is free: an idle worker answers at once, a busy one fills its
+batches. The caller asks only when it has a slot. Requests share a batch if they have the same model and the same
+set of input tensors; the request that waits longest decides whose turn it is. A request on its last attempt goes
+alone, so that a prompt which makes every call time out cannot take its neighbours with it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from promptbus_worker.record import Pending, Phase
+
+LAST_ATTEMPT = 3
+"""The attempt that is final (DESIGN rule 8)."""
+
+GroupKey = tuple[str, tuple[str, ...]]
+
+
+class ClosedBy(StrEnum):
+    """Why a batch left (the label of `promptbus_batches_total`)."""
+
+    SIZE = "size"
+    SLOT = "slot"
+    LINGER = "linger"
+    BYTES = "bytes"
+    DRAIN = "drain"
+
+
+@dataclass(slots=True)
+class Batch:
+    """Requests that share one call."""
+
+    model: str
+    requests: list[Pending]
+    closed_by: ClosedBy
+
+
+class Batcher:
+    """The waiting queue."""
+
+    def __init__(self, max_size: Callable[[str], int], *, max_bytes: int, linger_s: float) -> None:
+        """`max_size` gives a model's largest batch; it is asked each time, for a model may be reloaded."""
+        self._max_size = max_size
+        self._max_bytes = max_bytes
+        self._linger_s = linger_s
+        self._groups: dict[GroupKey, deque[Pending]] = {}
+        self._alone: deque[Pending] = deque()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Pending]:
+        yield from self._alone
+        for group in self._groups.values():
+            yield from group
+
+    def offer(self, request: Pending, now: float) -> None:
+        """Let a request wait, behind the others."""
+        request.phase = Phase.WAITING
+        request.waiting_since = now
+        self._group(request).append(request)
+        self._count += 1
+
+    def put_back(self, requests: Iterable[Pending]) -> None:
+        """Requests that were dispatched wait again, in front, in their old order; their wait counts from before."""
+        for request in sorted(requests, key=_age, reverse=True):
+            request.phase = Phase.WAITING
+            (self._alone if request.attempts >= LAST_ATTEMPT - 1 else self._group(request)).appendleft(
+                request
+            )
+            self._count += 1
+
+    def take(self, now: float, *, draining: bool = False, blocked: Collection[str] = ()) -> Batch | None:
+        """The next batch, or None if nothing may leave yet. `blocked` models are passed over."""
+        for request in self._alone:
+            if request.model not in blocked:
+                self._alone.remove(request)
+                return self._close([request], ClosedBy.DRAIN if draining else ClosedBy.SIZE)
+        best: deque[Pending] | None = None
+        for (model, _), group in self._groups.items():
+            if model in blocked or (best is not None and _age(best[0]) <= _age(group[0])):
+                continue
+            if draining or now >= group[0].waiting_since + self._linger_s or self._full(model, group):
+                best = group
+        return self._fill(best, draining) if best is not None else None
+
+    def take_one(self, model: str) -> Pending | None:
+        """The request of this model that waits longest, to be run alone."""
+        waiting = [group[0] for (name, _), group in self._groups.items() if name == model]
+        waiting += [request for request in self._alone if request.model == model][:1]
+        if not waiting:
+            return None
+        request = min(waiting, key=_age)
+        self.discard(request)
+        request.phase = Phase.IN_FLIGHT
+        return request
+
+    def next_due(self, now: float) -> float | None:
+        """Seconds until a lingering batch may leave, or None if none lingers."""
+        if not self._linger_s or not self._groups:
+            return None
+        return max(0.0, min(g[0].waiting_since for g in self._groups.values()) + self._linger_s - now)
+
+    def discard(self, request: Pending) -> None:
+        """Take one waiting request out. It is rare, so it may cost a walk along the queue."""
+        if request in self._alone:
+            self._alone.remove(request)
+        else:
+            group = self._group(request)
+            group.remove(request)
+            self._forget_empty(request)
+        self._count -= 1
+
+    def drop(self, unwanted: Callable[[Pending], bool]) -> list[Pending]:
+        """Take every waiting request out that is `unwanted`; they are left for the partition's next owner."""
+        dropped = [request for request in self if unwanted(request)]
+        if dropped:
+            gone = set(map(id, dropped))
+            self._alone = deque(request for request in self._alone if id(request) not in gone)
+            groups = {
+                key: deque(r for r in group if id(r) not in gone) for key, group in self._groups.items()
+            }
+            self._groups = {key: group for key, group in groups.items() if group}
+            self._count -= len(dropped)
+            for request in dropped:
+                request.phase = Phase.DROPPED
+        return dropped
+
+    def _fill(self, group: deque[Pending], draining: bool) -> Batch:
+        first = group[0]
+        model = _model(first)
+        max_size = self._max_size(model)
+        room = self._max_bytes
+        requests: list[Pending] = []
+        closed_by = ClosedBy.DRAIN if draining else ClosedBy.LINGER if self._linger_s else ClosedBy.SLOT
+        while group:
+            if len(requests) == max_size:
+                break
+            size = group[0].size
+            if requests and size > room:
+                closed_by = ClosedBy.BYTES
+                break
+            room -= size
+            requests.append(group.popleft())
+        if len(requests) == max_size:
+            closed_by = ClosedBy.SIZE
+        self._forget_empty(first)
+        return self._close(requests, closed_by)
+
+    def _close(self, requests: list[Pending], closed_by: ClosedBy) -> Batch:
+        self._count -= len(requests)
+        for request in requests:
+            request.phase = Phase.IN_FLIGHT
+        return Batch(_model(requests[0]), requests, closed_by)
+
+    def _full(self, model: str, group: deque[Pending]) -> bool:
+        if len(group) >= self._max_size(model):
+            return True
+        return sum(request.size for request in group) > self._max_bytes
+
+    def _group(self, request: Pending) -> deque[Pending]:
+        return self._groups.setdefault((_model(request), request.signature), deque())
+
+    def _forget_empty(self, request: Pending) -> None:
+        key = (_model(request), request.signature)
+        if not self._groups[key]:
+            del self._groups[key]
+
+
+def _age(request: Pending) -> float:
+    return request.waiting_since
+
+
+def _model(request: Pending) -> str:
+    assert request.model is not None, "only admitted requests wait"
+    return request.model

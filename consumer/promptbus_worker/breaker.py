@@ -1,0 +1,128 @@
+"""Whether to call a model at all, and after which pause. Pure: `now` is passed in.
+
+    state      event                              next state
+    CLOSED     success                            CLOSED, back-off forgotten
+    CLOSED     failure                            CLOSED, calls pause for the back-off
+    CLOSED     failure that says "gone"           OPEN
+    CLOSED     5 calls failed without a success   OPEN
+    CLOSED     16 single-request model errors     OPEN
+               without a success
+    OPEN       back-off over, probe taken         PROBING
+    PROBING    success                            CLOSED
+    PROBING    failure                            OPEN, with twice the back-off
+    OPEN       success of a call from before      OPEN: only a probe closes it
+
+The same object remembers when the model last answered anybody, which is what decides whether a model error may be
+charged to a request (DESIGN rule 9).
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+FIRST_BACKOFF_S = 0.05
+LONGEST_BACKOFF_S = 5.0
+FAILURES_TO_OPEN = 5
+SINGLE_ERRORS_TO_OPEN = 16
+
+
+class BreakerError(Exception):
+    """A move the table does not have."""
+
+
+class State(Enum):
+    """Closed: calls flow. Open: none does. Probing: one call finds out."""
+
+    CLOSED = auto()
+    OPEN = auto()
+    PROBING = auto()
+
+
+class Breaker:
+    """One model's breaker."""
+
+    __slots__ = ("_backoff_s", "_failures", "_last_success_began", "_resume_at", "_single_errors", "state")
+
+    def __init__(self) -> None:
+        self.state = State.CLOSED
+        self._resume_at = float("-inf")
+        self._backoff_s = FIRST_BACKOFF_S
+        self._failures = 0
+        self._single_errors = 0
+        self._last_success_began = float("-inf")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether ordinary calls are held back until a probe succeeds."""
+        return self.state is not State.CLOSED
+
+    def may_call(self, now: float) -> bool:
+        """Whether an ordinary batch may go out."""
+        return self.state is State.CLOSED and now >= self._resume_at
+
+    def may_probe(self, now: float) -> bool:
+        """Whether it is time for a probe."""
+        return self.state is State.OPEN and now >= self._resume_at
+
+    def resumes_in(self, now: float) -> float | None:
+        """Seconds until a call or a probe may go out; None if nothing is being waited for."""
+        if self.state is State.PROBING or now >= self._resume_at:
+            return None
+        return self._resume_at - now
+
+    def answered_since(self, moment: float) -> bool:
+        """Whether a call that began after `moment` succeeded."""
+        return self._last_success_began > moment
+
+    def probe(self) -> None:
+        """A probe goes out. Raises BreakerError unless the breaker is open."""
+        if self.state is not State.OPEN:
+            raise BreakerError(f"no probe while {self.state.name}")
+        self.state = State.PROBING
+
+    def probe_succeeded(self, began: float) -> None:
+        """The probe that began then was answered."""
+        self._end_probe(State.CLOSED)
+        self.succeeded(began)
+
+    def probe_failed(self, now: float) -> None:
+        """The probe failed: wait longer."""
+        self._end_probe(State.OPEN)
+        self._back_off(now)
+
+    def succeeded(self, began: float) -> None:
+        """A call that began then was answered."""
+        self._last_success_began = max(self._last_success_began, began)
+        self._failures = self._single_errors = 0
+        if self.state is State.CLOSED:
+            self._backoff_s = FIRST_BACKOFF_S
+            self._resume_at = float("-inf")
+
+    def failed(self, now: float, *, gone: bool) -> None:
+        """A call failed for a reason that is not a request's. `gone`: calling on is of no use."""
+        if self.state is not State.CLOSED:
+            return  # calls from before it opened, now coming home
+        self._failures += 1
+        if gone or self._failures >= FAILURES_TO_OPEN:
+            self.state = State.OPEN
+        if now >= self._resume_at:  # failures of the same moment are one reason to wait, not many
+            self._back_off(now)
+
+    def single_model_error(self, now: float) -> None:
+        """A request failed alone with a model error, and nobody was answered since."""
+        if self.state is not State.CLOSED:
+            return
+        self._single_errors += 1
+        self._resume_at = max(self._resume_at, now + FIRST_BACKOFF_S)
+        if self._single_errors >= SINGLE_ERRORS_TO_OPEN:
+            self.state = State.OPEN
+            self._back_off(now)
+
+    def _end_probe(self, state: State) -> None:
+        if self.state is not State.PROBING:
+            raise BreakerError(f"no probe is out while {self.state.name}")
+        self.state = state
+
+    def _back_off(self, now: float) -> None:
+        self._resume_at = now + self._backoff_s
+        self._backoff_s = min(LONGEST_BACKOFF_S, self._backoff_s * 2)

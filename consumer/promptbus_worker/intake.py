@@ -1,0 +1,406 @@
+"""The one thread that touches the Kafka consumer: poll, rebalance, pause, commit.
+
+It owns the consumer and the ledger. Polled records go to the event loop, one hop per poll; settled and released ones
+come back through a thread-safe queue that is emptied between polls. So the ledger needs no lock, and a rebalance
+callback, which runs inside poll, sees a consistent picture. Callbacks never raise: the client would deliver on as
+if nothing had happened; they note why the worker has to stop, and the loop stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Protocol, cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from promptbus.messages import Headers
+from promptbus_worker.deadline import Clock, Deadline
+from promptbus_worker.kafka_outcomes import (
+    CommitAction,
+    ConsumerAction,
+    commit_verdict,
+    consumer_verdict,
+    stop_sentence,
+)
+from promptbus_worker.ledger import Commit, Ledger, Ownership
+from promptbus_worker.positions import Positions
+from promptbus_worker.record import Record
+
+if TYPE_CHECKING:
+    from promptbus_worker.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+COMMIT_EVERY_S = 0.1
+POLL_S = 0.1
+WAIT_FOR_ROOM_S = 0.2
+PAUSE_AFTER_S = 2.0
+"""Without room for this long, partitions are paused and polling goes on. Pausing throws prefetched records away."""
+MAX_POLL_RECORDS = 500
+COMMIT_TIMEOUT_S = 5.0
+
+
+class Loop(Protocol):
+    """The event loop's side. Each method may be called from the consumer thread and returns at once."""
+
+    def accept(self, records: list[Record]) -> None:
+        """Records to answer."""
+        ...
+
+    def release(self, ownerships: Sequence[Ownership]) -> None:
+        """These partitions are being taken away: give back what was not dispatched."""
+        ...
+
+    def forget(self, ownerships: Sequence[Ownership]) -> None:
+        """These epochs are over."""
+        ...
+
+    def drain_now(self, ownerships: Sequence[Ownership]) -> None:
+        """Nothing more will come: give back what was not dispatched of these partitions."""
+        ...
+
+    def stop(self, reason: str) -> None:
+        """The worker cannot go on; `reason` is a sentence for the operator."""
+        ...
+
+
+class Intake:
+    """Runs `run` in a thread of its own. What other threads may call is marked so."""
+
+    def __init__(
+        self,
+        consumer_config: dict[str, object],
+        topic: str,
+        *,
+        positions: Positions,
+        loop: Loop,
+        metrics: Metrics,
+        max_records: int,
+        max_bytes: int,
+        revoke_s: float,
+        clock: Clock = time.monotonic,
+        make_consumer: Callable[[dict[str, object]], Consumer] = Consumer,
+    ) -> None:
+        """`max_records` and `max_bytes` bound what is in hand; the consumer is made in `run`."""
+        self._config = {**consumer_config, "on_commit": self._on_commit}
+        self._topic = topic
+        self._positions = positions
+        self._loop = loop
+        self._metrics = metrics
+        self._max_records = max_records
+        self._max_bytes = max_bytes
+        self._revoke_s = revoke_s
+        self._clock = clock
+        self._make_consumer = make_consumer
+        self._ledger = Ledger()
+        self._unpositioned: list[Ownership] = []
+        self._done: SimpleQueue[tuple[bool, list[Record]]] = SimpleQueue()  # (settled?, records)
+        self._commit_at = 0.0
+        self._no_room_since: float | None = None
+        self._paused: bool | None = False  # None: unknown, for the set of partitions has changed
+        self._held = False
+        self._poll_wanted = False
+        self._stopped = False
+        self._drain_wanted = False
+        self._draining = False
+        self._finishing = threading.Event()
+        self.progress_at = clock()
+        self.polled_at = float("-inf")
+        self.joined = False
+
+    # -- called by the event loop's thread
+
+    def settled(self, records: list[Record]) -> None:
+        """Everything these records ask for is acknowledged."""
+        self._done.put((True, records))
+
+    def released(self, records: list[Record]) -> None:
+        """These records will not be answered in this epoch."""
+        self._done.put((False, records))
+
+    def hold(self, held: bool) -> None:
+        """Pause all partitions (and keep polling), or go on."""
+        self._held = held
+
+    def poll_soon(self) -> None:
+        """Poll once even if there is no room."""
+        self._poll_wanted = True
+
+    def drain(self) -> None:
+        """Fetch nothing more, tell the loop (`Loop.drain_now`); go on polling, settling and committing."""
+        self._drain_wanted = True
+
+    def finish(self) -> None:
+        """Settle what is there, commit, leave the group, end the thread."""
+        self._finishing.set()
+
+    # -- the thread
+
+    def run(self) -> None:
+        """Poll until told to finish. Never raises: what stops the worker goes to `Loop.stop`."""
+        try:
+            consumer = self._make_consumer(self._config)
+            try:
+                consumer.subscribe(
+                    [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+                )
+                while not self._finishing.is_set():
+                    self.progress_at = self._clock()
+                    self._step(consumer)
+                self._take_done(0)
+                self._commit_now(consumer, None)
+            finally:
+                consumer.close()
+        except Exception as error:
+            log.exception("the consumer thread failed")
+            self._stop(f"The Kafka consumer failed: {error}")
+
+    def _step(self, consumer: Consumer) -> None:
+        self._take_done(0)
+        if self._drain_wanted and not self._draining:
+            self._draining = True
+            self._loop.drain_now(self._ledger.ownerships())
+        now = self._clock()
+        if now >= self._commit_at:
+            self._commit_at = now + COMMIT_EVERY_S
+            self._commit(consumer)
+        self._find_positions(consumer)
+        room = self._room()
+        if room > 0:
+            self._no_room_since = None
+        elif self._no_room_since is None:
+            self._no_room_since = now
+        starved = self._no_room_since is not None and now - self._no_room_since >= PAUSE_AFTER_S
+        self._pause(consumer, self._held or self._draining or self._stopped or starved)
+        if room <= 0 and not self._paused and not self._poll_wanted:
+            self._take_done(WAIT_FOR_ROOM_S)
+            return
+        began = self._clock()
+        records = self._poll(consumer, max(1, room))
+        self._poll_wanted = False
+        self.polled_at = began
+        if records:
+            self._loop.accept(records)
+
+    def _room(self) -> int:
+        if self._ledger.bytes_in_hand >= self._max_bytes:
+            return 0
+        return min(MAX_POLL_RECORDS, self._max_records - self._ledger.records_in_hand)
+
+    def _poll(self, consumer: Consumer, room: int) -> list[Record]:
+        # consume(n, timeout) would wait for all n: 110 ms at low load. So wait for one, then take what is there.
+        first = consumer.poll(POLL_S)
+        if first is None:
+            return []
+        messages = [first]
+        if room > 1:
+            messages += consumer.consume(room - 1, 0)
+        now = self._clock()
+        records = []
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                self._consumer_error(error)
+            elif (record := self._record(message, now)) is not None:
+                records.append(record)
+        return records
+
+    def _record(self, message: Message, now: float) -> Record | None:
+        topic, partition, offset = message.topic(), message.partition(), message.offset()
+        if topic is None or partition is None or offset is None:
+            return None  # only the annotations allow it
+        ownership = self._ledger.owned(topic, partition)
+        if ownership is None or ownership in self._unpositioned or self._draining or self._stopped:
+            return None
+        key, value, headers = message.key(), message.value(), cast(Headers | None, message.headers())
+        # Python's objects around a record take about as much as a short prompt.
+        size = (len(value) if value else 0) + (len(key) if key else 0) + 500
+        if not self._ledger.track(ownership, offset, size):
+            return None
+        _, timestamp_ms = message.timestamp()
+        return Record(ownership, offset, timestamp_ms, key, value, headers, size, now)
+
+    def _consumer_error(self, error: KafkaError) -> None:
+        name = error.name()
+        match consumer_verdict(name, fatal=error.fatal(), retriable=error.retriable()):
+            case ConsumerAction.STOP:
+                self._stop(stop_sentence(name, error.str()))
+            case ConsumerAction.LOST:
+                log.warning("the group went on without this worker", extra={"error": name})
+                self._end(self._ledger.ownerships())
+            case ConsumerAction.CARRY_ON:
+                log.info("Kafka", extra={"error": name, "detail": error.str()})
+
+    def _stop(self, reason: str) -> None:
+        if not self._stopped:
+            self._stopped = True
+            self._loop.stop(reason)
+
+    # -- settled records and commits
+
+    def _take_done(self, timeout_s: float) -> None:
+        """Empty the queue of settled and released records; if it is empty, wait up to `timeout_s` for the first."""
+        try:
+            item = self._done.get(timeout=timeout_s) if timeout_s else self._done.get_nowait()
+            while True:
+                settled, records = item
+                for record in records:
+                    if settled:
+                        self._ledger.settle(record.ownership, record.offset)
+                    else:
+                        self._ledger.release(record.ownership, record.offset)
+                item = self._done.get_nowait()
+        except Empty:
+            return
+
+    def _commit(self, consumer: Consumer) -> None:
+        commits = self._ledger.take_commits()
+        if commits:
+            try:
+                consumer.commit(offsets=_offsets(commits), asynchronous=True)
+            except KafkaException as error:
+                self._commit_errors(commits, error.args[0])
+
+    def _commit_now(self, consumer: Consumer, ownerships: Sequence[Ownership] | None) -> None:
+        commits = self._ledger.take_commits(ownerships)
+        if not commits:
+            return
+        try:
+            answers = consumer.commit(offsets=_offsets(commits), asynchronous=False)
+        except KafkaException as error:
+            self._commit_errors(commits, error.args[0])
+        else:
+            self._on_commit(None, answers)
+
+    def _on_commit(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
+        """The answer to a commit: each partition has its own (some may be committed although the call failed)."""
+        for partition in partitions:
+            self._commit_answer(partition.topic, partition.partition, partition.error or error)
+
+    def _commit_errors(self, commits: Sequence[Commit], error: KafkaError) -> None:
+        for commit in commits:
+            self._commit_answer(commit.topic, commit.partition, error)
+
+    def _commit_answer(self, topic: str, partition: int, error: KafkaError | None) -> None:
+        if error is None:
+            self._metrics.commits_total["ok"].inc()
+            return
+        name = error.name()
+        where = {"topic": topic, "partition": partition, "error": name}
+        match commit_verdict(name, fatal=error.fatal(), retriable=error.retriable()):
+            case CommitAction.OK:
+                self._metrics.commits_total["ok"].inc()
+            case CommitAction.LOST:
+                # Not the end of the epoch yet: the callback that follows says whose the partition is.
+                self._metrics.commits_total["lost"].inc()
+                self._ledger.commit_failed(topic, partition)
+                log.warning("a commit came too late: the group has moved on", extra=where)
+            case CommitAction.RETRY:
+                self._metrics.commits_total["error"].inc()
+                self._ledger.commit_failed(topic, partition)
+                log.warning("a commit failed, trying again", extra=where)
+            case CommitAction.STOP:
+                self._metrics.commits_total["error"].inc()
+                self._stop(stop_sentence(name, error.str()))
+
+    # -- rebalance, on this thread inside poll and close
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._metrics.rebalances_total["assign"].inc()
+        self.joined = True
+        try:
+            for partition in partitions:
+                old = self._ledger.owned(partition.topic, partition.partition)
+                if old is not None:  # assigned again without a word: whatever we hold is of an old epoch
+                    self._end([old])
+                ownership = self._ledger.assign(partition.topic, partition.partition)
+                self._unpositioned.append(ownership)
+            found = self._positions.find(consumer, self._unpositioned)
+            self._positions.begin(consumer, found, self._unpositioned)
+            for ownership, position in found.items():
+                self._ledger.begin(ownership, position.offset, committed=position.committed)
+                self._unpositioned.remove(ownership)
+            self._paused = None
+            self._log_owned("assigned", partitions)
+        except Exception as error:
+            log.exception("partitions could not be taken over")
+            self._stop(f"Partitions could not be taken over: {error}")
+
+    def _find_positions(self, consumer: Consumer) -> None:
+        if not self._unpositioned:
+            return
+        found = self._positions.find(consumer, self._unpositioned)
+        for ownership, position in found.items():
+            if self._positions.move(consumer, ownership, position):
+                self._ledger.begin(ownership, position.offset, committed=position.committed)
+                self._unpositioned.remove(ownership)
+                self._paused = None
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._metrics.rebalances_total["revoke"].inc()
+        try:
+            ownerships = self._owned(partitions)
+            deadline = Deadline(self._revoke_s, self._clock)
+            self._loop.release(ownerships)
+            while self._ledger.in_hand(ownerships) and not deadline.expired:
+                self._take_done(deadline.remaining_s(at_most=0.05))
+                self.progress_at = self._clock()
+            self._take_done(0)
+            left = self._ledger.in_hand(ownerships)
+            self._commit_now(consumer, ownerships)
+            self._end(ownerships)
+            self._log_owned("revoked", partitions, unfinished=left)
+        except Exception as error:
+            log.exception("partitions could not be handed over")
+            self._stop(f"Partitions could not be handed over: {error}")
+
+    def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        self._metrics.rebalances_total["lost"].inc()
+        self._end(self._owned(partitions))
+        self._log_owned("lost", partitions)
+
+    def _owned(self, partitions: Sequence[TopicPartition]) -> list[Ownership]:
+        found = (self._ledger.owned(partition.topic, partition.partition) for partition in partitions)
+        return [ownership for ownership in found if ownership is not None]
+
+    def _end(self, ownerships: Sequence[Ownership]) -> None:
+        for ownership in ownerships:
+            self._ledger.end(ownership)
+        self._unpositioned = [ownership for ownership in self._unpositioned if ownership.live]
+        self._loop.forget(ownerships)
+        self._update_gauges()
+
+    # -- pausing
+
+    def _pause(self, consumer: Consumer, wanted: bool) -> None:
+        if wanted == self._paused:
+            return
+        ready = [o for o in self._ledger.ownerships() if o not in self._unpositioned]
+        partitions = [TopicPartition(ownership.topic, ownership.partition) for ownership in ready]
+        if not partitions:
+            return
+        try:
+            (consumer.pause if wanted else consumer.resume)(partitions)
+        except KafkaException as error:
+            log.warning("partitions could not be paused or resumed", extra={"error": str(error)})
+            return
+        self._paused = wanted
+        self._update_gauges()
+
+    def _update_gauges(self) -> None:
+        owned = len(self._ledger.ownerships())
+        self._metrics.assigned_partitions.set(owned)
+        self._metrics.paused_partitions.set(owned if self._paused else 0)
+
+    def _log_owned(self, event: str, partitions: Sequence[TopicPartition], **more: object) -> None:
+        self._update_gauges()
+        names = sorted(partition.partition for partition in partitions)
+        log.info("partitions %s", event, extra={"topic": self._topic, "partitions": names, **more})
+
+
+def _offsets(commits: Sequence[Commit]) -> list[TopicPartition]:
+    return [TopicPartition(commit.topic, commit.partition, commit.offset) for commit in commits]

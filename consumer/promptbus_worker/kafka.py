@@ -1,0 +1,145 @@
+"""What the worker asks of librdkafka, and what it asks of the brokers before it starts: topics and their limits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # documented there, but exported without __all__
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+
+from promptbus_worker import logs
+from promptbus_worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MAX_POLL_INTERVAL_MS = 300_000
+BROKER_DEFAULT_MAX_BYTES = 1_048_588
+"""Kafka's default `max.message.bytes`, assumed where the right to read a topic's configuration is missing."""
+_LARGEST_LIBRDKAFKA_MESSAGE = 1_000_000_000
+_ADMIN_TIMEOUT_S = 5.0
+
+
+class NotYet(Exception):
+    """The brokers cannot be asked now; worth trying again."""
+
+
+class Unusable(Exception):
+    """Something about the cluster that only an operator can mend; the text is for them."""
+
+
+def consumer_config(settings: Settings, client_id: str) -> dict[str, object]:
+    """The consumer's librdkafka settings. Holds secrets: never log it."""
+    return {
+        # At most this much of prefetched records: the default of 64 MiB alone would make 168 MiB resident.
+        "queued.max.messages.kbytes": 8192,
+        "max.poll.interval.ms": max(MAX_POLL_INTERVAL_MS, settings.kafka_session_timeout_ms),
+        **settings.client_config(),
+        **settings.consumer_overrides(),
+        "client.id": client_id,
+        "group.id": settings.kafka_group_id,
+        "session.timeout.ms": settings.kafka_session_timeout_ms,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        # A committed offset that retention has overtaken stops the worker; a silent jump would lose requests.
+        "auto.offset.reset": "error",
+        "isolation.level": "read_committed",
+        "partition.assignment.strategy": "cooperative-sticky",
+        "check.crcs": True,
+        "logger": logs.librdkafka_logger(),
+    }
+
+
+def producer_config(settings: Settings, client_id: str, limits: Iterable[int]) -> dict[str, object]:
+    """The producer's librdkafka settings for topics with these `max.message.bytes`."""
+    sizes = list(limits)
+    return {
+        "linger.ms": 1,
+        "compression.type": "lz4",
+        "queue.buffering.max.kbytes": 65_536,
+        **settings.client_config(),
+        **settings.producer_overrides(),
+        "client.id": client_id,
+        "acks": "all",
+        "enable.idempotence": True,
+        "partitioner": "murmur2_random",  # Java's: other programs find a key's replies in the same partition
+        # The largest topic decides what may be written at all, the smallest how much may share one request: a broker
+        # refuses the whole batch if it is over its topic's limit, small records and all.
+        "message.max.bytes": min(_LARGEST_LIBRDKAFKA_MESSAGE, max(sizes)),
+        "batch.size": min(1_000_000, *sizes),
+        "logger": logs.librdkafka_logger(),
+    }
+
+
+def topics_of(settings: Settings) -> list[str]:
+    """Every topic the worker reads or writes."""
+    return [
+        settings.kafka_request_topic,
+        settings.kafka_reply_topic,
+        settings.kafka_dead_letter_topic,
+        *sorted(settings.reply_topics_allowed - {settings.kafka_reply_topic}),
+    ]
+
+
+def ensure_topics(admin: AdminClient, settings: Settings) -> None:
+    """All topics exist, or are created if that is allowed. Raises NotYet or Unusable."""
+    try:
+        known = admin.list_topics(timeout=_ADMIN_TIMEOUT_S).topics
+    except KafkaException as error:
+        raise NotYet(f"no broker at {settings.kafka_bootstrap} answers") from error
+    missing = [topic for topic in topics_of(settings) if topic not in known]
+    if not missing:
+        return
+    names = ", ".join(missing)
+    if not settings.kafka_create_topics:
+        raise Unusable(
+            f"These topics do not exist: {names}. Create them "
+            f"(kafka-topics.sh --create --topic {missing[0]} --bootstrap-server {settings.kafka_bootstrap}), "
+            "or let the worker do it with KAFKA_CREATE_TOPICS=true."
+        )
+    log.info("creating topics", extra={"topics": names})
+    for topic, future in admin.create_topics([NewTopic(topic) for topic in missing]).items():
+        try:
+            future.result(_ADMIN_TIMEOUT_S * 2)
+        except KafkaException as error:
+            if error.args[0].name() != "TOPIC_ALREADY_EXISTS":  # another worker was quicker
+                raise Unusable(f"Topic {topic} cannot be created: {error.args[0].str()}") from error
+    raise NotYet("topics were just created")  # look again: brokers take a moment to know them
+
+
+def size_limits(admin: AdminClient, topics: Iterable[str]) -> dict[str, int]:
+    """Each topic's `max.message.bytes`. Raises NotYet."""
+    resources = {topic: ConfigResource(ResourceType.TOPIC, topic) for topic in topics}
+    limits = {}
+    answers = admin.describe_configs(list(resources.values()), request_timeout=_ADMIN_TIMEOUT_S)
+    for topic, resource in resources.items():
+        try:
+            config = answers[resource].result(_ADMIN_TIMEOUT_S * 2)
+            limits[topic] = int(config["max.message.bytes"].value)
+        except KafkaException as error:
+            kafka_error = error.args[0]
+            name = kafka_error.name()
+            if name.endswith("AUTHORIZATION_FAILED"):
+                log.warning(
+                    "a topic's size limit may not be read (DESCRIBE_CONFIGS is missing); Kafka's default is assumed",
+                    extra={"topic": topic, "max_message_bytes": BROKER_DEFAULT_MAX_BYTES},
+                )
+                limits[topic] = BROKER_DEFAULT_MAX_BYTES
+            else:
+                raise NotYet(f"the configuration of {topic} cannot be read: {kafka_error.str()}") from error
+    return limits
+
+
+def admin_client(settings: Settings, client_id: str) -> AdminClient:
+    """For the questions above."""
+    config: dict[str, object] = {
+        **settings.client_config(),
+        "client.id": client_id,
+        "logger": logs.librdkafka_logger(),
+    }
+    return AdminClient(config)  # type: ignore[arg-type]  # its annotation leaves out the logger

@@ -1,0 +1,104 @@
+"""Where reading begins in a partition that was just assigned (DESIGN rule 3).
+
+Nothing of a partition is delivered before its committed offset was read; failing to read it is tried again, never
+replaced by a default. A group that has committed nothing begins where KAFKA_START says, at an explicit offset that
+is committed at once: a worker that dies before its first commit must not skip what arrived in between.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from confluent_kafka import OFFSET_END, KafkaException, TopicPartition
+
+from promptbus_worker.ledger import Ownership
+
+log = logging.getLogger(__name__)
+
+READ_TIMEOUT_S = 2.0
+
+
+class Position(NamedTuple):
+    """The next offset to read, and whether the group has committed it."""
+
+    offset: int
+    committed: bool
+
+
+class Consumer(Protocol):
+    """What is used of confluent_kafka.Consumer."""
+
+    def committed(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]: ...
+    def get_watermark_offsets(self, partition: TopicPartition, timeout: float) -> tuple[int, int]: ...
+    def incremental_assign(self, partitions: list[TopicPartition]) -> None: ...
+    def pause(self, partitions: list[TopicPartition]) -> None: ...
+    def resume(self, partitions: list[TopicPartition]) -> None: ...
+    def seek(self, partition: TopicPartition) -> None: ...
+
+
+class Positions:
+    """Finds positions and moves the consumer to them. On the consumer's thread."""
+
+    def __init__(self, *, start_at_end: bool) -> None:
+        """`start_at_end`: KAFKA_START=latest."""
+        self._start_at_end = start_at_end
+
+    def find(self, consumer: Consumer, ownerships: Sequence[Ownership]) -> dict[Ownership, Position]:
+        """The positions that can be read now; the others are to be asked for again."""
+        found: dict[Ownership, Position] = {}
+        by_partition = {(o.topic, o.partition): o for o in ownerships}
+        try:
+            answers = consumer.committed([TopicPartition(*key) for key in by_partition], READ_TIMEOUT_S)
+        except KafkaException as error:
+            log.warning("committed offsets cannot be read, trying again", extra={"error": str(error)})
+            return found
+        for answer in answers:
+            ownership = by_partition[answer.topic, answer.partition]
+            if answer.error is not None:
+                log.warning(
+                    "a committed offset cannot be read, trying again",
+                    extra={"partition": answer.partition, "error": str(answer.error)},
+                )
+            elif answer.offset >= 0:
+                found[ownership] = Position(answer.offset, committed=True)
+            elif (start := self._start(consumer, ownership)) is not None:
+                found[ownership] = Position(start, committed=False)
+        return found
+
+    def begin(
+        self, consumer: Consumer, found: Mapping[Ownership, Position], unpositioned: Iterable[Ownership]
+    ) -> None:
+        """Take the partitions over: at their positions, or paused where the position is not known yet."""
+        known = [TopicPartition(o.topic, o.partition, p.offset) for o, p in found.items()]
+        unknown = [TopicPartition(o.topic, o.partition, OFFSET_END) for o in unpositioned if o not in found]
+        consumer.incremental_assign(known + unknown)
+        if unknown:
+            consumer.pause(unknown)
+
+    def move(self, consumer: Consumer, ownership: Ownership, position: Position) -> bool:
+        """Move a partition that was taken over without a position to it. False: try again."""
+        partition = TopicPartition(ownership.topic, ownership.partition, position.offset)
+        try:
+            consumer.seek(partition)
+            consumer.resume([partition])
+        except KafkaException as error:
+            log.warning(
+                "reading cannot begin yet, trying again",
+                extra={"partition": ownership.partition, "error": str(error)},
+            )
+            return False
+        return True
+
+    def _start(self, consumer: Consumer, ownership: Ownership) -> int | None:
+        partition = TopicPartition(ownership.topic, ownership.partition)
+        try:
+            low, high = consumer.get_watermark_offsets(partition, READ_TIMEOUT_S)
+        except KafkaException as error:
+            log.warning(
+                "the log's ends cannot be read, trying again",
+                extra={"partition": ownership.partition, "error": str(error)},
+            )
+            return None
+        return high if self._start_at_end else low

@@ -1,0 +1,107 @@
+"""What travels through the worker: a polled record, and the request made of it."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import NamedTuple
+
+from promptbus.messages import ErrorCode, Headers, JsonObject, Usage
+from promptbus_worker.ledger import Ownership
+from promptbus_worker.model import Inputs
+from promptbus_worker.outcomes import CallFailure
+
+
+class Record(NamedTuple):
+    """A Kafka record, copied out of librdkafka's memory."""
+
+    ownership: Ownership
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers | None
+    size: int
+    polled_at: float
+
+
+class Phase(Enum):
+    """Where a request is. It moves ADMITTED → WAITING ⇄ IN_FLIGHT → ANSWERED, or is DROPPED while it waits."""
+
+    ADMITTED = auto()
+    WAITING = auto()
+    IN_FLIGHT = auto()
+    ANSWERED = auto()
+    DROPPED = auto()
+
+
+class Pending:
+    """A record in hand on its way to exactly one reply.
+
+    Owned by the event loop. Times are monotonic seconds. `expires_at` is None without a deadline.
+    `attempts` counts the calls that carried it and may have run. `failures_alone` and `suspect_since` serve
+    DESIGN rule 9: a model error is charged only when the model has answered somebody else since.
+    """
+
+    __slots__ = (
+        "answered_at",
+        "attempts",
+        "code",
+        "correlation_id",
+        "dispatched_at",
+        "expires_at",
+        "failures_alone",
+        "inference_s",
+        "inputs",
+        "last_failure",
+        "metadata",
+        "model",
+        "phase",
+        "record",
+        "reply_id",
+        "reply_topic",
+        "request_id",
+        "signature",
+        "size",
+        "suspect_since",
+        "traceparent",
+        "tracestate",
+        "unacknowledged",
+        "usage",
+        "waiting_since",
+    )
+
+    def __init__(self, record: Record, request_id: str, reply_id: str, reply_topic: str) -> None:
+        self.record = record
+        self.request_id = request_id
+        self.reply_id = reply_id
+        self.reply_topic = reply_topic
+        self.correlation_id: bytes | None = None
+        self.traceparent: bytes | None = None
+        self.tracestate: bytes | None = None
+        self.metadata: JsonObject = {}
+        self.model: str | None = None
+        self.inputs: Inputs = {}
+        self.signature: tuple[str, ...] = ()
+        self.size = 0
+        self.expires_at: float | None = None
+        self.phase = Phase.ADMITTED
+        self.attempts = 0
+        self.failures_alone = 0
+        self.suspect_since: float | None = None
+        self.last_failure: CallFailure | None = None
+        self.waiting_since = 0.0
+        self.dispatched_at: float | None = None
+        self.inference_s = 0.0
+        self.answered_at = 0.0
+        self.code: ErrorCode | None = None
+        self.usage: Usage | None = None
+        self.unacknowledged = 0
+
+
+class Rejection(NamedTuple):
+    """A record that is answered without inference."""
+
+    pending: Pending
+    code: ErrorCode
+    message: str
+    dead_letter: bool
