@@ -3,7 +3,7 @@ the same every time, and easy to tell from every other.
 
 An answer is `[<fingerprint>] <text>`: the fingerprint is the first 12 hexadecimal digits of the SHA-256 of the whole
 prompt's UTF-8, so a test can tell which prompt an answer belongs to; the text is a paragraph about the first subject
-named in the prompt's first 4,096 characters, or else a sentence that quotes the prompt's first 60.
+named in the prompt's first 4,096 characters, or else a sentence that quotes the prompt's first 40.
 
 Tokens are counted with o200k_base. prompt_tokens = tokens of the prompt + 7: a chat of one message costs 3 tokens for
 the message, 1 for its role and 3 that prime the answer (OpenAI's cookbook, "How to count tokens with tiktoken").
@@ -21,7 +21,7 @@ from gpt4_nano.settings import Settings
 CHAT_OVERHEAD_TOKENS = 3 + 1 + 3
 FINGERPRINT_DIGITS = 12
 SUBJECT_CHARS = 4096
-QUOTE_CHARS = 60
+QUOTE_CHARS = 40
 
 PARAGRAPHS = {
     "kafka": "Apache Kafka keeps records in topics, split into partitions that are read in order. Consumers of a group "
@@ -42,6 +42,7 @@ PARAGRAPHS = {
     "Prepared answers know nothing about today's.",
     "hello": "Hello! Ask about Kafka, Triton, batches, tokens or Python, and a prepared paragraph is the answer.",
 }
+APOLOGY = " There is no prepared answer to"
 _WORDS = {
     "artificial intelligence": "ai",
     "machine learning": "ai",
@@ -63,11 +64,10 @@ class Canned:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        # In o200k_base a token never spans "]" and " A": prefix and paragraph can be counted apart.
-        self._lengths = {
-            subject: len(vocabulary.encode_ordinary(f" {paragraph}"))
-            for subject, paragraph in PARAGRAPHS.items()
-        }
+        # In o200k_base no token holds the end of a word or bracket together with the space that follows it. So the
+        # parts of an answer can be counted apart, those that never change only once.
+        self._lengths = {subject: self._count(f" {paragraph}") for subject, paragraph in PARAGRAPHS.items()}
+        self._apology_length = self._count(APOLOGY)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer | Refused]:
         return [self._answer(prompt) for prompt in prompts]
@@ -82,13 +82,17 @@ class Canned:
         if found:
             subject = _WORDS[found[0]]
             text = f"{prefix} {PARAGRAPHS[subject]}"
-            length = len(self._vocabulary.encode_ordinary(prefix)) + self._lengths[subject]
+            length = self._count(prefix) + self._lengths[subject]
         else:
-            text = f'{prefix} There is no prepared answer to "{prompt.text[:QUOTE_CHARS]}".'
-            length = len(self._vocabulary.encode_ordinary(text))
+            quote = f' "{prompt.text[:QUOTE_CHARS]}".'
+            text = prefix + APOLOGY + quote
+            length = self._count(prefix) + self._apology_length + self._count(quote)
         if length <= prompt.max_tokens:
             return Answer(text, prompt_tokens, length, "stop")
         return Answer(self._cut(text, prompt.max_tokens), prompt_tokens, prompt.max_tokens, "length")
+
+    def _count(self, text: str) -> int:
+        return len(self._vocabulary.encode_ordinary(text))
 
     def _cut(self, text: str, tokens: int) -> str:
         """The text of its first tokens. A character of which a part is missing is left out."""
