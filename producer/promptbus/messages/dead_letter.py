@@ -69,8 +69,8 @@ def fit_dead_letter(
         fitted = _drop_largest(fitted, max_bytes - message_bytes(key, value and b"", ()))
     if value is None:
         return None, fitted
-    # The length of the value may take up to four bytes more than that of an empty one.
-    room = max_bytes - message_bytes(key, b"", fitted) - 4
+    # The lengths of the value and of the record may each take up to four bytes more than without a value.
+    room = max_bytes - message_bytes(key, b"", fitted) - 8
     return value[: max(room, 0)], fitted
 
 
@@ -85,32 +85,38 @@ def message_bytes(key: bytes | None, value: bytes | None, headers: Headers | Non
 
 def _drop_largest(headers: list[tuple[str, bytes | None]], room: int) -> list[tuple[str, bytes | None]]:
     originals = [index for index, header in enumerate(headers) if header[0] not in OUR_HEADERS]
-    originals.sort(key=lambda index: _header_bytes(headers[index]), reverse=True)
+    originals.sort(key=lambda index: _header_bytes(*headers[index]), reverse=True)
     # Room for saying so, and for the count of headers and the record's length.
-    room -= _header_bytes((HEADERS_DROPPED, str(len(originals)).encode())) + 4
+    room -= _header_bytes(HEADERS_DROPPED, str(len(originals)).encode()) + 4
     taken = _headers_bytes(headers)
     dropped: set[int] = set()
     for index in originals:
         if taken <= room:
             break
-        taken -= _header_bytes(headers[index])
+        taken -= _header_bytes(*headers[index])
         dropped.add(index)
+    if not dropped:
+        return headers
     kept = [header for index, header in enumerate(headers) if index not in dropped]
     return [*kept, (HEADERS_DROPPED, str(len(dropped)).encode())]
 
 
 def _headers_bytes(headers: Headers) -> int:
-    return _varint(len(headers)) + sum(map(_header_bytes, headers))
+    return _varint(len(headers)) + sum([_header_bytes(name, value) for name, value in headers])
 
 
-def _header_bytes(header: tuple[str, bytes | None]) -> int:
-    return _bytes(header[0].encode(errors="replace")) + _bytes(header[1])
+def _header_bytes(name: str, value: bytes | None) -> int:
+    length = len(name) if name.isascii() else len(name.encode(errors="replace"))
+    return _varint(length) + length + _bytes(value)
 
 
 def _bytes(data: bytes | None) -> int:
-    return 1 if data is None else _varint(len(data)) + len(data)
+    if data is None:
+        return 1
+    length = len(data)
+    return (1 if length < 64 else _varint(length)) + length
 
 
 def _varint(length: int) -> int:
     """Bytes of a zigzag varint that holds a length (not negative)."""
-    return max(1, ((length << 1).bit_length() + 6) // 7)
+    return 1 if length < 64 else ((length << 1).bit_length() + 6) // 7

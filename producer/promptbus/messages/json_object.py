@@ -14,7 +14,8 @@ which remembers its own text and is written as that text. Everything else takes 
 import json
 import math
 import re
-from typing import TypeAlias, Union
+from collections.abc import Iterable
+from typing import TypeAlias, Union, cast
 
 import orjson
 
@@ -35,6 +36,8 @@ _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]:,]', re.DOTALL)
 _NUMBER = re.compile(
     rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|((?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?+[0-9]++)?+)', re.DOTALL
 )
+# What every number beyond a double (about 1.8e308) has: a long row of digits, or an exponent of three.
+_MAY_BE_HUGE = re.compile(rb"[0-9]{200}|[eE]\+?[0-9]{3}")
 
 
 class NotAnObject(ValueError):
@@ -64,13 +67,16 @@ def read_object(value: bytes | None, echoed: str) -> JsonObject:
     if type(parsed) is not dict:
         raise NotAnObject("the message is JSON but not an object")
     # Each level takes two bytes at least, so short texts need no look.
-    if value is not None and len(value) > 2 * MAX_DEPTH and _too_deep(value, parsed):
+    if len(value) > 2 * MAX_DEPTH and _too_deep(value, parsed):  # type: ignore[arg-type]  # None was refused above
         raise NotAnObject(f"the message is nested more than {MAX_DEPTH} levels deep")
     member = parsed.get(echoed)
-    if member and type(member) is dict and value is not None and not _writes_back(member):
-        span = _find_member(value, echoed)
-        if span is not None:
-            parsed[echoed] = VerbatimObject(member, value[span[0] : span[1]])
+    if member and type(member) is dict:
+        for inner in member.values():
+            # Nearly all of them are flat and hold text: those need no closer look.
+            if type(inner) is not str:
+                if not _writes_back(member):
+                    _keep_text(parsed, echoed, value)  # type: ignore[arg-type]  # None was refused above
+                break
     return parsed
 
 
@@ -110,29 +116,33 @@ def read_exactly(value: bytes | None, exact: str) -> JsonObject:
     return parsed
 
 
-def require_json(value: object) -> None:
+def require_json(body: dict[str, object]) -> None:
     """Refuse what would not come back from JSON as it went in. Raises ValueError with a sentence.
 
     orjson writes NaN and infinity as null; the standard library writes the key 1 as "1".
     """
-    level = [value]
+    level: list[object] = [body]
     for _ in range(MAX_DEPTH):
-        below: list[object] = []
-        for member in level:
-            if isinstance(member, dict):
-                if not all(isinstance(key, str) for key in member):
+        below: dict[
+            int, object
+        ] = {}  # by identity: a container that holds itself twice must not grow the list
+        for container in level:
+            if isinstance(container, dict):
+                if not all(isinstance(key, str) for key in container):
                     raise ValueError("the keys of an object must be strings")
-                below.extend(member.values())
-            elif isinstance(member, (list, tuple)):
-                below.extend(member)
-            elif isinstance(member, float):
-                if not math.isfinite(member):
+                members: Iterable[object] = container.values()
+            else:
+                members = cast(list[object], container)
+            for member in members:
+                if isinstance(member, (dict, list, tuple)):
+                    below[id(member)] = member
+                elif isinstance(member, float) and not math.isfinite(member):
                     raise ValueError("JSON has neither NaN nor infinity")
-            elif member is not None and not isinstance(member, (str, int)):
-                raise ValueError(f"JSON cannot hold a {type(member).__name__}")
+                elif member is not None and not isinstance(member, (str, int, float)):
+                    raise ValueError(f"JSON cannot hold a {type(member).__name__}")
         if not below:
             return
-        level = below
+        level = list(below.values())
     raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
 
 
@@ -160,18 +170,21 @@ def _writes_back(parsed: JsonObject) -> bool:
     for _ in range(_WRITABLE_DEPTH):
         below: list[JsonObject | list[Json]] = []
         for container in level:
-            for member in container.values() if type(container) is dict else container:
-                kind = type(member)
-                if kind is str:
-                    continue
-                if kind is dict or kind is list:
-                    below.append(member)  # type: ignore[arg-type]  # mypy does not narrow by type(x) held in a name
-                elif kind is float and not -_EXACT_BELOW < member < _EXACT_BELOW:  # type: ignore[operator]  # likewise
+            for member in container.values() if isinstance(container, dict) else container:
+                if isinstance(member, (dict, list)):
+                    below.append(member)
+                elif isinstance(member, float) and not -_EXACT_BELOW < member < _EXACT_BELOW:
                     return False
         if not below:
             return True
         level = below
     return False
+
+
+def _keep_text(parsed: JsonObject, name: str, text: bytes) -> None:
+    span, member = _find_member(text, name), parsed[name]
+    if span is not None and isinstance(member, dict):
+        parsed[name] = VerbatimObject(member, text[span[0] : span[1]])
 
 
 def _find_member(text: bytes, name: str) -> tuple[int, int] | None:
@@ -217,7 +230,7 @@ def _read_huge_numbers(value: bytes | None, echoed: str, error: orjson.JSONDecod
     """
     if value is None:
         raise NotAnObject("the message has no value")
-    span = _find_member(value, echoed)
+    span = _find_member(value, echoed) if _MAY_BE_HUGE.search(value) else None
     if span is not None:
         stand_in = _NUMBER.sub(
             lambda match: match[0] if match[1] is None else b"0e0", value[span[0] : span[1]]
@@ -227,8 +240,8 @@ def _read_huge_numbers(value: bytes | None, echoed: str, error: orjson.JSONDecod
         except orjson.JSONDecodeError:
             pass
         else:
-            if type(parsed) is dict and type(parsed.get(echoed)) is dict:
-                parsed[echoed] = VerbatimObject(parsed[echoed], value[span[0] : span[1]])
+            if isinstance(parsed, dict) and echoed in parsed:
+                _keep_text(parsed, echoed, value)
             return parsed
     raise NotAnObject(_why_not_json(value, error)) from None
 
@@ -238,6 +251,8 @@ def _why_not_json(value: bytes, error: orjson.JSONDecodeError) -> str:
         return "the message is empty"
     if value.startswith(b"\xef\xbb\xbf"):
         return "the message starts with a byte order mark; send plain UTF-8"
+    if "depth" in error.msg:
+        return f"the message is nested more than {MAX_DEPTH} levels deep"
     try:
         value.decode()
     except UnicodeDecodeError as undecodable:

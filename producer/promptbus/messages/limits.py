@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds are inclusive; lengths are in characters. `optional`: may be absent although its type is not `| None`."""
+    """Bounds are inclusive; lengths are in characters."""
 
     description: str
     minimum: int | None = None
     maximum: int | None = None
     min_length: int | None = None
     max_length: int | None = None
-    optional: bool = False

@@ -40,18 +40,20 @@ class Reply:
     `usage` is all None, `timings` and `attempts` are zero where the reply does not say.
     """
 
-    request_id: str
-    reply_id: str
+    request_id: Annotated[str, Limits("The request's own, its header's, or <topic>-<partition>-<offset>.")]
+    reply_id: Annotated[
+        str, Limits("The same on every delivery of the request: keep the first, skip others.")
+    ]
     status: Literal["ok", "error"]
     response: str | None
     error: ReplyError | None
-    finish_reason: str | None
+    finish_reason: Annotated[str | None, Limits("The model's own word; null if it does not say.")]
     usage: Usage
-    model: str | None
+    model: Annotated[str | None, Limits("The model asked; null if none was chosen.")]
     model_version: str | None
-    metadata: JsonObject
+    metadata: Annotated[JsonObject, Limits("The request's, as it was sent.")]
     timings: Timings
-    attempts: int
+    attempts: Annotated[int, Limits("Calls to the model that count.", minimum=0)]
 
     @property
     def ok(self) -> bool:
@@ -196,14 +198,10 @@ def _milliseconds(fields: Mapping[str, object], name: str) -> float:
 
 
 def _timings(timings: Timings) -> dict[str, float]:
+    """Rounded to microseconds, which round(x, 3) would do in five times the time; clocks that differ give 0."""
     queue_ms, inference_ms, total_ms = timings
     return {
-        "queue_ms": _rounded(queue_ms),
-        "inference_ms": _rounded(inference_ms),
-        "total_ms": _rounded(total_ms),
+        "queue_ms": int(queue_ms * 1000.0 + 0.5) / 1000.0 if queue_ms > 0.0 else 0.0,
+        "inference_ms": int(inference_ms * 1000.0 + 0.5) / 1000.0 if inference_ms > 0.0 else 0.0,
+        "total_ms": int(total_ms * 1000.0 + 0.5) / 1000.0 if total_ms > 0.0 else 0.0,
     }
-
-
-def _rounded(milliseconds: float) -> float:
-    # Clocks of two machines can make a negative span. round(x, 3) would take five times as long.
-    return int(milliseconds * 1000.0 + 0.5) / 1000.0 if milliseconds > 0.0 else 0.0
