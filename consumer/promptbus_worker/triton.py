@@ -82,8 +82,8 @@ class TritonClient:
         for name, value in headers.items():
             if any(char in name + value for char in "\r\n\0"):
                 raise ValueError(f"The header {name!r} for Triton must not hold line breaks or NUL.")
-        # aiohttp offers gzip by itself. Triton would take the offer and spend its CPU and ours on it, and
-        # tritonclient does not unpack error texts.
+        # aiohttp offers gzip by itself; Triton takes the offer for JSON and proxies for error pages, which
+        # tritonclient does not unpack.
         self._headers = {"accept-encoding": "identity"} | {name.lower(): headers[name] for name in headers}
         self._address = urlsplit(f"//{address}")
         self._client = InferenceServerClient(
