@@ -1,0 +1,116 @@
+"""librdkafka's errors as sentences, and its log on Python's logging instead of stderr."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from confluent_kafka import KafkaError, KafkaException
+
+from promptbus.errors import KafkaUnavailable, NotAllowed, PromptBusError
+
+logging.getLogger("promptbus").addHandler(logging.NullHandler())  # without one, warnings go to stderr
+LOG = logging.getLogger("promptbus.kafka")
+
+# librdkafka waits 100 ms, doubled each time, before it tries again, also while it first connects: starting at 10 ms
+# makes a client usable 40 ms sooner.
+QUICK_RETRIES: Final[Mapping[str, int]] = {
+    "reconnect.backoff.ms": 10,
+    "reconnect.backoff.max.ms": 2_000,
+    "retry.backoff.ms": 10,
+    "retry.backoff.max.ms": 1_000,
+}
+
+# librdkafka names its own errors, as opposed to a broker's, with an underscore.
+ALL_BROKERS_DOWN = KafkaError._ALL_BROKERS_DOWN  # noqa: SLF001
+FAIL = KafkaError._FAIL  # noqa: SLF001
+
+NOT_ALLOWED = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    }
+)
+UNKNOWN_TOPIC = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+    }
+)
+TOO_LARGE = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
+LOGIN_REFUSED = frozenset(
+    {
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError._AUTHENTICATION,  # noqa: SLF001
+        KafkaError._SSL,  # noqa: SLF001
+    }
+)
+UNREACHABLE = frozenset(
+    {
+        ALL_BROKERS_DOWN,
+        KafkaError._TRANSPORT,  # noqa: SLF001
+        KafkaError._TIMED_OUT,  # noqa: SLF001
+        KafkaError._RESOLVE,  # noqa: SLF001
+    }
+)
+# Between two leaders: a second try soon finds the next one.
+PASSING = UNKNOWN_TOPIC | {
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.REPLICA_NOT_AVAILABLE,
+}
+
+
+def error_of(exception: KafkaException) -> KafkaError:
+    """The KafkaError that a KafkaException carries."""
+    error = exception.args[0]
+    if isinstance(error, KafkaError):
+        return error
+    return KafkaError(FAIL, str(error))
+
+
+def describe(error: KafkaError) -> str:
+    """librdkafka's words and the code's name, on one line."""
+    return f"{' '.join(str(error.str()).split())} ({error.name()})"
+
+
+class ConnectionNotes:
+    """Remembers what librdkafka last said about its connections: the calls themselves only say "timed out"."""
+
+    def __init__(self) -> None:
+        self._last: KafkaError | None = None
+
+    def note(self, error: KafkaError) -> None:
+        """For `error_cb`: called on whichever thread polls the client."""
+        LOG.debug("%s", describe(error))
+        # "all brokers down" follows every real reason and says less
+        if self._last is None or error.code() != ALL_BROKERS_DOWN:
+            self._last = error
+
+    def unavailable(self, bootstrap: str, timeout_s: float) -> KafkaUnavailable:
+        """The error for "nobody answered within `timeout_s` seconds"."""
+        if self._last is None:
+            return KafkaUnavailable(
+                f"no Kafka broker answered at {bootstrap} within {timeout_s:g} s: "
+                "is it running, and is KAFKA_BOOTSTRAP right?"
+            )
+        said = describe(self._last)
+        if self._last.code() in LOGIN_REFUSED:
+            return KafkaUnavailable(
+                f"Kafka at {bootstrap} refused the connection: {said}; check KAFKA_SECURITY_PROTOCOL, "
+                "KAFKA_SASL_… and KAFKA_SSL_…"
+            )
+        return KafkaUnavailable(
+            f"no Kafka broker answered at {bootstrap} within {timeout_s:g} s ({said}): "
+            "is it running, and is KAFKA_BOOTSTRAP right?"
+        )
+
+
+def refused(error: KafkaError, what: str) -> PromptBusError | None:
+    """The error to raise if Kafka's access rules forbid `what`, else None."""
+    if error.code() in NOT_ALLOWED:
+        return NotAllowed(f"Kafka does not allow this client to {what}: {describe(error)}")
+    return None

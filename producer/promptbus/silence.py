@@ -1,0 +1,98 @@
+"""Why nobody answers, as far as Kafka knows: asked after a time-out, so that its message can name what is missing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from typing import TypeVar
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public names, but the package has no __all__
+    AdminClient,
+    ConsumerGroupDescription,
+    OffsetSpec,
+)
+
+from promptbus.kafka_errors import LOG, describe, error_of
+from promptbus.settings import KafkaSettings
+
+ASK_S = 2.0  # longest time one question may take
+FRESH_S = 5.0  # many requests time out together; they share one answer
+
+T = TypeVar("T")
+
+
+class Silence:
+    """Asks about one request topic and the group that should consume it. Thread-safe."""
+
+    def __init__(self, settings: KafkaSettings, request_topic: str, group_id: str) -> None:
+        self._settings = settings
+        self._topic = request_topic
+        self._group_id = group_id
+        self._lock = threading.Lock()
+        self._asked_at = float("-inf")
+        self._answer: str | None = None
+
+    def explain(self) -> str | None:
+        """A sentence, or None if nothing is known. Blocks for a few seconds at most; never raises for Kafka's sake."""
+        with self._lock:
+            if time.monotonic() - self._asked_at > FRESH_S:
+                try:
+                    self._answer = self._ask()
+                except KafkaException as exception:
+                    self._answer = f"Kafka could not be asked why ({describe(error_of(exception))})"
+                    LOG.debug("%s", self._answer)
+                self._asked_at = time.monotonic()
+            return self._answer
+
+    def _ask(self) -> str | None:
+        admin = AdminClient(dict(self._settings.client_config()), logger=LOG)
+        described = admin.describe_consumer_groups([self._group_id], request_timeout=ASK_S)
+        group = _result(described[self._group_id])
+        partitions, members = _assigned(group, self._topic)
+        if not members:
+            return (
+                f"nobody consumes {self._topic!r} in the consumer group {self._group_id!r} (KAFKA_GROUP_ID): "
+                "start a worker with `promptbus worker`"
+            )
+        consumers = f"{members} consumer{'s' if members > 1 else ''}"
+        waiting = self._waiting(admin, partitions)
+        if waiting:
+            return (
+                f"{consumers} of the group {self._group_id!r} and {waiting:,} request"
+                f"{'s' if waiting > 1 else ''} not yet done on {self._topic!r}: the workers are busy, or Triton does not "
+                "answer them; see `promptbus doctor` and the workers' logs"
+            )
+        return (
+            f"{consumers} of the group {self._group_id!r} and nothing left to do on {self._topic!r}: "
+            "the reply went elsewhere; do workers and client name the same KAFKA_REPLY_TOPIC?"
+        )
+
+    def _waiting(self, admin: AdminClient, partitions: list[int]) -> int:
+        places = [TopicPartition(self._topic, number) for number in partitions]
+        asked = ConsumerGroupTopicPartitions(self._group_id, places)
+        committed = _result(admin.list_consumer_group_offsets([asked], request_timeout=ASK_S)[self._group_id])
+        done = {place.partition: place.offset for place in committed.topic_partitions or []}
+        latest: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # has no annotations
+        ends = admin.list_offsets(dict.fromkeys(places, latest), request_timeout=ASK_S)
+        waiting = 0
+        for place, end in ends.items():
+            begun = done.get(place.partition, -1)
+            waiting += max(0, _result(end).offset - max(0, begun))
+        return waiting
+
+
+def _result(future: Future[T]) -> T:
+    return future.result(timeout=2 * ASK_S)
+
+
+def _assigned(group: ConsumerGroupDescription, topic: str) -> tuple[list[int], int]:
+    """The topic's partitions that the group's members hold, and how many members hold some."""
+    partitions: list[int] = []
+    members = 0
+    for member in group.members:
+        held = [place.partition for place in member.assignment.topic_partitions if place.topic == topic]
+        partitions += held
+        members += bool(held)
+    return partitions, members
