@@ -81,10 +81,14 @@ class RequestWriter:
         """Connect, so that the first request does not wait for it.
 
         The topic must be known to exist: a broker that creates topics on demand would create it for a producer.
-        An idempotent producer that is given a request before it has a connection waits 500 ms for its producer id.
         """
+        until = time.monotonic() + timeout_s
         try:
-            self._producer.list_topics(self.topic, timeout=timeout_s)
+            # An idempotent producer needs a producer id, and looks for a broker to ask when metadata arrive; finding
+            # none connected it looks again after 500 ms. At the first answer the bootstrap connection is just
+            # being replaced (a quarter of new producers lost 500 ms to that); at the second there is a broker.
+            for _ in range(2):
+                self._producer.list_topics(self.topic, timeout=max(0.05, until - time.monotonic()))
         except KafkaException as exception:
             LOG.debug("the producer is not connected yet: %s", describe(error_of(exception)))
 
