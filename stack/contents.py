@@ -1,5 +1,6 @@
 """What the stack needs, and how each entry of the cache is built."""
 
+import functools
 import gzip
 import hashlib
 import os
@@ -73,6 +74,7 @@ def java() -> str:
     return str(binary)
 
 
+@functools.cache
 def system_java() -> str | None:
     """The `java` on PATH if it runs and is new enough."""
     found = shutil.which("java")

@@ -92,6 +92,11 @@ def _megabytes(folder: Path) -> float:
     return total / 1e6
 
 
+def pip(python: Path, *arguments: str | Path) -> list[str | Path]:
+    """The command line of a Python's pip."""
+    return [python, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
+
+
 def pip_install(
     pip_python: Path, requirements: Path, what: str, folder: Path, *, into: Path, target: bool
 ) -> None:
@@ -99,15 +104,10 @@ def pip_install(
 
     `into` is another environment's Python, or with `target` a folder that receives the files without dependencies.
     """
-    where = ["--no-deps", "--no-compile", f"--target={into}"] if target else []
-    python = [] if target else [f"--python={into}"]
-    argv: list[str | Path] = [pip_python, "-m", "pip", "--disable-pip-version-check", "--no-input", *python]
-    argv += [
-        "install",
-        "--progress-bar=off",
-        *where,
-        "--no-warn-script-location",
-        "--only-binary=:all:",
-        "--require-hashes",
-    ]
-    run([*argv, "-r", requirements], what, folder)
+    options: list[str | Path] = ["--progress-bar=off", "--no-warn-script-location", "--only-binary=:all:"]
+    options += ["--require-hashes", "-r", requirements]
+    if target:
+        command = pip(pip_python, "install", "--no-deps", "--no-compile", f"--target={into}", *options)
+    else:
+        command = pip(pip_python, f"--python={into}", "install", *options)
+    run(command, what, folder)

@@ -1,0 +1,52 @@
+# promptbus. `make` lists what there is; `make demo` is the place to start.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up down test test-unit lint check bench lock clean
+SHELL := /bin/sh
+BIN := .venv/bin
+# Settings of a cluster of yours must not leak into tests and local servers.
+CLEAN_ENV := env $$(env | sed -n 's/^\(\(KAFKA\|TRITON\)_[A-Za-z0-9_]*\)=.*/-u \1/p')
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
+
+setup: ## check this machine, install .venv and what the stack needs (PYTHON=… chooses one)
+	@python=$$(PYTHON='$(PYTHON)' sh stack/python.sh) && "$$python" -m stack.setup
+
+# The same for the other targets: silent when there is nothing to do.
+.PHONY: ready
+ready:
+	@python=$$(PYTHON='$(PYTHON)' sh stack/python.sh) && "$$python" -m stack.setup --quiet
+
+demo: ready ## real Kafka, real Triton, a real language model: prompts and their answers
+	@$(BIN)/python -m stack.demo
+
+up: ready ## Kafka, Triton and a worker in the background (WORKER=0: none, ENGINE=canned: no real model)
+	@$(BIN)/python -m stack.up
+
+down: ready ## stop what `make up` started
+	@$(BIN)/python -m stack.down
+
+test: ready ## every test, with real services
+	@$(CLEAN_ENV) $(BIN)/pytest tests $(PYTEST_ARGS)
+
+test-unit: ready ## the tests that need no Kafka and no Triton
+	@$(CLEAN_ENV) $(BIN)/pytest tests/unit $(PYTEST_ARGS)
+
+lint: ready ## format, lint, types, import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+check: lint test-unit ## what to run before a commit
+
+bench: ready ## the side-by-side benchmarks
+	@if [ -f bench/__main__.py ]; then $(CLEAN_ENV) $(BIN)/python -m bench; \
+	else echo "There are no benchmarks yet: they will be in bench/."; fi
+
+lock: ready ## write requirements/*.txt anew from pyproject.toml and requirements/*.in
+	@$(BIN)/python -m stack.lock $(LOCK_ARGS)
+
+clean: ## remove .venv, .stack and what tools cached (make down first)
+	@if [ -e .stack/state.json ]; then echo "Something may still run: make down first." >&2; exit 1; fi
+	rm -rf .venv .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
