@@ -1,7 +1,7 @@
 """gpt4_nano for Triton's Python backend; also a program: `python model.py "What is AI?"` answers without Triton.
 
-Triton's stub puts this file's folder on sys.path, as Python does for a program, so both find the package gpt4_nano
-beside it. The work is done there: `tensors` reads and writes, `engines` answers, `settings` chooses.
+Triton's stub puts this file's folder on sys.path (at its end, so no name there may be that of an installed package),
+as Python does for a program, so both find the package gpt4_nano beside it. The work is done there: `tensors` reads and writes, `engines` answers, `settings` chooses.
 """
 
 import json
@@ -29,8 +29,8 @@ class TritonPythonModel:
         config: dict[str, Any] = json.loads(args["model_config"])
         self._settings = settings_of(config)
         self._engine = open_engine(self._settings)
-        # The environment can override config.pbtxt, so its `engine` parameter cannot be trusted to name the engine that
-        # answers. This series on Triton's metrics port can: gpt4_nano_engine_info{engine="…"} 1.
+        # The environment can override config.pbtxt, and a model cannot correct its own `parameters` (auto-completion
+        # drops them), so those need not name the engine that answers. This series on Triton's metrics port does.
         self._family = pb_utils.MetricFamily(
             name="gpt4_nano_engine_info",
             description="1 for the engine that answers the prompts of gpt4_nano",

@@ -4,7 +4,7 @@ llama.cpp works on the prompts of all its slots at once and takes the next one a
 batching"); a thread per slot waits for it here. Tokens are those llama.cpp counted, chat template included.
 
 Memory of one instance: 100 MB weights (mapped from the file, so shared between instances), 60 MB work space and
-23 KiB of key-value cache per token of context: with 4 slots of 2048 tokens some 350 MB resident.
+23 KiB of key-value cache per token of context: with 4 slots of 2048 tokens some 380 MB resident.
 """
 
 import secrets
