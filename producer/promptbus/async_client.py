@@ -100,7 +100,7 @@ class AsyncPromptClient:
         try:
             reply = await future
         except ReplyTimeout as late:
-            raise await self._explained(late) from None
+            raise await self.explain(late) from None
         if check and reply.status == "error":
             raise PromptError(reply)
         return reply
@@ -245,6 +245,13 @@ class AsyncPromptClient:
                 if not isinstance(future, Exception):
                     future.cancel()
 
+    async def explain(self, late: ReplyTimeout) -> ReplyTimeout:
+        """The same time-out, with its reason (`hint`, `consumers`) as far as Kafka knows; takes up to a few seconds.
+
+        `ask` does this itself; futures of `submit` cannot.
+        """
+        return await asyncio.to_thread(self._silence.explain, late) if self._silence is not None else late
+
     async def close(self, timeout_s: float = 10.0) -> None:
         """Flush (at most `timeout_s`) and let go. Requests not yet answered fail with ClientClosed."""
         await asyncio.to_thread(self._exchange.close, timeout_s)
@@ -284,10 +291,6 @@ class AsyncPromptClient:
                         f"Kafka took no request from this process for {ROOM_TIMEOUT_S:g} s"
                     ) from None
                 await asyncio.sleep(ROOM_POLL_S)
-
-    async def _explained(self, late: ReplyTimeout) -> ReplyTimeout:
-        hint = await asyncio.to_thread(self._silence.explain) if self._silence is not None else None
-        return ReplyTimeout(late.request_id, late.timeout_s, acknowledged=late.acknowledged, hint=hint)
 
 
 async def _outcome(future: asyncio.Future[Reply] | Exception) -> Reply:

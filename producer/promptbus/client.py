@@ -113,7 +113,7 @@ class PromptClient:
         try:
             reply = future.result()
         except ReplyTimeout as late:
-            raise self._explained(late) from None
+            raise self.explain(late) from None
         except BaseException:
             future.cancel()  # Ctrl-C: nobody waits any more
             raise
@@ -262,6 +262,13 @@ class PromptClient:
                 if isinstance(future, ReplyFuture):
                     future.cancel()
 
+    def explain(self, late: ReplyTimeout) -> ReplyTimeout:
+        """The same time-out, with its reason (`hint`, `consumers`) as far as Kafka knows; takes up to a few seconds.
+
+        `ask` does this itself; futures of `submit` cannot.
+        """
+        return self._silence.explain(late) if self._silence is not None else late
+
     def close(self, timeout_s: float = 10.0) -> None:
         """Flush (at most `timeout_s`) and let go. Requests not yet answered fail with ClientClosed."""
         self._exchange.close(timeout_s)
@@ -275,10 +282,6 @@ class PromptClient:
     ) -> None:
         # Ctrl-C shall not wait for a broker that is gone
         self.close(1.0 if kind is not None and not issubclass(kind, Exception) else 10.0)
-
-    def _explained(self, late: ReplyTimeout) -> ReplyTimeout:
-        hint = self._silence.explain() if self._silence is not None else None
-        return ReplyTimeout(late.request_id, late.timeout_s, acknowledged=late.acknowledged, hint=hint)
 
 
 def _outcome(future: ReplyFuture | Exception) -> Reply:

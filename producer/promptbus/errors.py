@@ -41,7 +41,13 @@ class ReplyTimeout(PromptBusError, TimeoutError):
     """No reply within the time-out. The request may still be answered later, on the reply topic."""
 
     def __init__(
-        self, request_id: str, timeout_s: float, *, acknowledged: bool, hint: str | None = None
+        self,
+        request_id: str,
+        timeout_s: float,
+        *,
+        acknowledged: bool,
+        hint: str | None = None,
+        consumers: int | None = None,
     ) -> None:
         sentence = f"no reply to request {request_id} within {timeout_s:g} s"
         if not acknowledged:
@@ -50,7 +56,11 @@ class ReplyTimeout(PromptBusError, TimeoutError):
         self.request_id = request_id
         self.timeout_s = timeout_s
         self.acknowledged = acknowledged
+        """Whether Kafka took the request."""
         self.hint = hint
+        """Why nobody answered, as far as Kafka knows."""
+        self.consumers = consumers
+        """How many consumers of the workers' group had the request topic; None: not known."""
 
 
 class KafkaUnavailable(PromptBusError, ConnectionError):

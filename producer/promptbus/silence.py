@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future
-from typing import TypeVar
+from concurrent.futures import TimeoutError as FuturesTimeout
+from typing import NamedTuple, TypeVar
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public names, but the package has no __all__
@@ -14,6 +15,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public name
     OffsetSpec,
 )
 
+from promptbus.errors import ReplyTimeout
 from promptbus.kafka_errors import LOG, describe, error_of
 from promptbus.settings import KafkaSettings
 
@@ -21,6 +23,13 @@ ASK_S = 2.0  # longest time one question may take
 FRESH_S = 5.0  # many requests time out together; they share one answer
 
 T = TypeVar("T")
+
+
+class Reason(NamedTuple):
+    """`sentence`: what is known. `consumers`: members of the group that have the topic; None if not known."""
+
+    sentence: str
+    consumers: int | None = None
 
 
 class Silence:
@@ -32,41 +41,55 @@ class Silence:
         self._group_id = group_id
         self._lock = threading.Lock()
         self._asked_at = float("-inf")
-        self._answer: str | None = None
+        self._answer = Reason("")
 
-    def explain(self) -> str | None:
-        """A sentence, or None if nothing is known. Blocks for a few seconds at most; never raises for Kafka's sake."""
+    def explain(self, late: ReplyTimeout) -> ReplyTimeout:
+        """The same error with its reason. Blocks for a few seconds at most; never raises for Kafka's sake."""
+        reason = self.reason()
+        return ReplyTimeout(
+            late.request_id,
+            late.timeout_s,
+            acknowledged=late.acknowledged,
+            hint=reason.sentence,
+            consumers=reason.consumers,
+        )
+
+    def reason(self) -> Reason:
+        """Why nobody answers. Blocks for a few seconds at most; never raises for Kafka's sake."""
         with self._lock:
             if time.monotonic() - self._asked_at > FRESH_S:
                 try:
                     self._answer = self._ask()
                 except KafkaException as exception:
-                    self._answer = f"Kafka could not be asked why ({describe(error_of(exception))})"
-                    LOG.debug("%s", self._answer)
+                    self._answer = Reason(f"Kafka could not be asked why ({describe(error_of(exception))})")
+                except FuturesTimeout:
+                    self._answer = Reason(f"Kafka did not say why within {2 * ASK_S:g} s")
                 self._asked_at = time.monotonic()
             return self._answer
 
-    def _ask(self) -> str | None:
+    def _ask(self) -> Reason:
         admin = AdminClient(dict(self._settings.client_config()), logger=LOG)
         described = admin.describe_consumer_groups([self._group_id], request_timeout=ASK_S)
         group = _result(described[self._group_id])
         partitions, members = _assigned(group, self._topic)
         if not members:
-            return (
+            return Reason(
                 f"nobody consumes {self._topic!r} in the consumer group {self._group_id!r} (KAFKA_GROUP_ID): "
-                "start a worker with `promptbus worker`"
+                "start a worker with `promptbus worker`",
+                0,
             )
-        consumers = f"{members} consumer{'s' if members > 1 else ''}"
+        consumers = f"{members} consumer{'s' if members > 1 else ''} of the group {self._group_id!r}"
         waiting = self._waiting(admin, partitions)
         if waiting:
-            return (
-                f"{consumers} of the group {self._group_id!r} and {waiting:,} request"
-                f"{'s' if waiting > 1 else ''} not yet done on {self._topic!r}: the workers are busy, or Triton does not "
-                "answer them; see `promptbus doctor` and the workers' logs"
+            return Reason(
+                f"{consumers} and {waiting:,} request{'s' if waiting > 1 else ''} not yet done on {self._topic!r}: "
+                "the workers are busy, or Triton does not answer them; see `promptbus doctor` and the workers' logs",
+                members,
             )
-        return (
-            f"{consumers} of the group {self._group_id!r} and nothing left to do on {self._topic!r}: "
-            "the reply went elsewhere; do workers and client name the same KAFKA_REPLY_TOPIC?"
+        return Reason(
+            f"{consumers} and nothing left to do on {self._topic!r}: the reply went elsewhere; "
+            "do workers and client name the same KAFKA_REPLY_TOPIC?",
+            members,
         )
 
     def _waiting(self, admin: AdminClient, partitions: list[int]) -> int:

@@ -1,0 +1,27 @@
+"""Check brokers, topics, sizes, rights, Triton, its model and tensors; say what is wrong and how to mend it.
+
+Settings come from the environment and from .env, as for `promptbus worker` (`promptbus worker --settings` lists them).
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from promptbus.commands.outcome import USAGE
+from promptbus.commands.worker_extra import missing_extra
+
+SUMMARY = "check what the workers need (settings: environment)"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """It has no options."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if missing_extra("doctor"):
+        return USAGE
+    from promptbus.settings import load
+    from promptbus_worker import doctor
+    from promptbus_worker.settings import Settings
+
+    return doctor.run(load(Settings))

@@ -1,0 +1,180 @@
+"""One prompt straight to Triton over HTTP, without Kafka: to see whether the model answers at all.
+
+Triton's HTTP v2 JSON form (KServe's "predict protocol, version 2"), with the standard library only.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import time
+import urllib.error
+import urllib.request
+from typing import NamedTuple
+from urllib.parse import quote, urlsplit
+
+import orjson
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from promptbus.messages import Json, JsonObject, Request
+
+DETAIL_CHARS = 500
+
+
+class TritonSettings(BaseSettings):
+    """Where Triton is: the worker's settings of the same names."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_nested_delimiter="__", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    triton_url: str = Field(default="localhost:8000", description="`host:port`, `http://…` or `https://…`")
+    triton_model: str = Field(
+        default="gpt4_nano", description="Models, comma-separated; the first is the default"
+    )
+    triton_model_version: str | None = Field(
+        default=None, description="Model version; unset: Triton's latest"
+    )
+    triton_headers: dict[str, SecretStr] = Field(default_factory=dict, description="Extra HTTP headers")
+    triton_api_key: SecretStr | None = Field(default=None, description="Sent as `authorization: Bearer …`")
+
+    @property
+    def base_url(self) -> str:
+        """With its scheme, without a slash at the end."""
+        return (self.triton_url if "://" in self.triton_url else f"http://{self.triton_url}").rstrip("/")
+
+    @property
+    def model(self) -> str:
+        """The default model."""
+        return self.triton_model.split(",")[0].strip()
+
+    @property
+    def http_headers(self) -> dict[str, str]:
+        """Extra headers, in clear: never log them."""
+        headers = {
+            name.lower().replace("_", "-"): value.get_secret_value()
+            for name, value in self.triton_headers.items()
+        }
+        if self.triton_api_key is not None:
+            headers["authorization"] = f"Bearer {self.triton_api_key.get_secret_value()}"
+        return headers
+
+
+class TritonUnreachable(Exception):
+    """Triton gave no answer at all."""
+
+
+class TritonRefused(Exception):
+    """Triton answered with an error, or with something that is no answer."""
+
+
+class DirectAnswer(NamedTuple):
+    """What the model said. Counts and reason are None where the model has no such output."""
+
+    response: str
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    total_tokens: int | None
+    model: str
+    model_version: str
+    inference_ms: float
+
+
+def ask_triton(settings: TritonSettings, request: Request, timeout_s: float) -> DirectAnswer:
+    """One inference call of a batch of one. Raises TritonUnreachable, TritonRefused."""
+    model = request.model or settings.model
+    path = f"/v2/models/{quote(model, safe='')}"
+    if settings.triton_model_version is not None:
+        path += f"/versions/{quote(settings.triton_model_version, safe='')}"
+    started = time.monotonic()
+    body = _call(settings, f"{path}/infer", timeout_s, orjson.dumps({"inputs": _inputs(request)}))
+    inference_ms = (time.monotonic() - started) * 1000
+    try:
+        answer = orjson.loads(body)
+        outputs = {output["name"]: output["data"][0] for output in answer["outputs"]}
+        response = outputs["response"]
+    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError) as problem:
+        raise TritonRefused(f"Triton's answer has no usable output `response` ({problem!r})") from None
+    return DirectAnswer(
+        response=str(response),
+        finish_reason=outputs.get("finish_reason"),
+        prompt_tokens=outputs.get("prompt_tokens"),
+        completion_tokens=outputs.get("completion_tokens"),
+        total_tokens=outputs.get("tokens_used"),
+        model=str(answer.get("model_name", model)),
+        model_version=str(answer.get("model_version", "")),
+        inference_ms=round(inference_ms, 3),
+    )
+
+
+def why_not_ready(settings: TritonSettings, timeout_s: float = 1.0) -> str | None:
+    """A sentence if Triton is not ready as seen from here, else None."""
+    try:
+        _call(settings, "/v2/health/ready", timeout_s)
+    except TritonUnreachable as problem:
+        return str(problem)
+    except TritonRefused:
+        return f"Triton at {settings.base_url} (TRITON_URL) says that it is not ready"
+    return None
+
+
+def _inputs(request: Request) -> list[JsonObject]:
+    def tensor(name: str, datatype: str, value: Json) -> JsonObject:
+        return {"name": name, "shape": [1, 1], "datatype": datatype, "data": [value]}
+
+    tensors = [tensor("prompt", "BYTES", request.prompt)]
+    if request.max_tokens is not None:
+        tensors.append(tensor("max_tokens", "INT32", request.max_tokens))
+    if request.temperature is not None:
+        tensors.append(tensor("temperature", "FP32", request.temperature))
+    return tensors
+
+
+def _call(settings: TritonSettings, path: str, timeout_s: float, body: bytes | None = None) -> bytes:
+    url = settings.base_url + path
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise TritonUnreachable(
+            f"TRITON_URL is {settings.triton_url!r}: it must be host:port, http://… or https://…"
+        )
+    request = urllib.request.Request(url, body, {"content-type": "application/json", **settings.http_headers})  # noqa: S310 - scheme checked above
+    # proxies are for elsewhere: an HTTP_PROXY that is set shall not stand before a server on this machine
+    handlers = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
+    try:
+        with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as answer:
+            content: bytes = answer.read()
+            return content
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            raise TritonRefused(f"Triton answered {refusal.code}: {_detail(refusal.read())}") from None
+    except TimeoutError:
+        raise TritonUnreachable(
+            f"Triton at {settings.base_url} (TRITON_URL) did not answer within {timeout_s:g} s"
+        ) from None
+    except (OSError, http.client.HTTPException) as problem:
+        reason = problem.reason if isinstance(problem, urllib.error.URLError) else problem
+        if isinstance(reason, TimeoutError):
+            reason = f"no answer within {timeout_s:g} s"
+        raise TritonUnreachable(
+            f"Triton at {settings.base_url} (TRITON_URL) cannot be reached: {reason}; is it running?"
+        ) from None
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _detail(body: bytes) -> str:
+    try:
+        text = str(orjson.loads(body)["error"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        text = body.decode(errors="replace")
+    text = " ".join(text.split())
+    return text if len(text) <= DETAIL_CHARS else text[: DETAIL_CHARS - 1] + "…"
