@@ -32,7 +32,9 @@ def main(arguments: Sequence[str]) -> int:
     if problem:
         parser.error(problem)
     try:
-        settings = read_settings(os.environ, {})
+        # Half of the cores, as each of the two instances in Triton: on a busy machine llama.cpp with a thread per core
+        # is many times slower than with half of them.
+        settings = read_settings(os.environ, {}, instances=2)
         engine = open_engine(replace(settings, engine=options.engine or settings.engine))
     except ConfigurationError as error:
         parser.error(str(error))
