@@ -1,0 +1,89 @@
+"""The doctor's hold on Kafka: an admin client whose every call ends by one deadline, and what it heard meanwhile."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future
+from typing import TypeVar
+
+from confluent_kafka import KafkaError
+from confluent_kafka.admin import AdminClient
+
+from promptbus_worker.deadline import Deadline
+from promptbus_worker.preflight import Finding, fail
+from promptbus_worker.settings import Settings
+
+_CALL_S = 5.0
+
+_ALL_BROKERS_DOWN = "_ALL_BROKERS_DOWN"
+_PASSING = frozenset(
+    {
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    }
+)
+
+T = TypeVar("T")
+
+
+class Admin:
+    """Owns the AdminClient. Raises KafkaException, TypeError or ValueError for settings that librdkafka refuses."""
+
+    def __init__(self, settings: Settings, deadline: Deadline) -> None:
+        self._bootstrap = settings.kafka_bootstrap
+        self._deadline = deadline
+        self._said: KafkaError | None = None
+        # Errors come as findings; librdkafka's own lines would only repeat them, ten times.
+        self.logger = logging.getLogger("promptbus_worker.doctor.librdkafka")
+        self.logger.disabled = True
+        self.client = AdminClient(settings.client_config(), error_cb=self._note, logger=self.logger)
+
+    def call_s(self) -> float:
+        """How long the next call may take, seconds."""
+        return max(0.1, self._deadline.remaining_s(_CALL_S))
+
+    def result(self, future: Future[T]) -> T:
+        """Wait for `future`, and listen meanwhile. Raises KafkaException, or TimeoutError at the deadline."""
+        while not future.done():
+            self.client.poll(0.02)
+            if self._deadline.expired:
+                raise TimeoutError("no answer in time")
+        return future.result()
+
+    def no_answer(self, error: Exception) -> Finding:
+        """Why nothing came back, in librdkafka's words about the connection where it had some."""
+        if self._said is None:
+            return fail(
+                f"Kafka {self._bootstrap} takes connections, but does not answer: {text_of(error)}",
+                "is it a Kafka broker, and does KAFKA_SECURITY_PROTOCOL fit its listener?",
+            )
+        return fail(
+            f"Kafka {self._bootstrap}: {_one_line(self._said.str())}",
+            "check KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_… and KAFKA_SSL_… against the broker's listener",
+        )
+
+    def _note(self, error: KafkaError) -> None:
+        # "All brokers are down" follows every real reason. Of the others the longest one says most: the same broken
+        # handshake comes with librdkafka's guess at its cause, or without.
+        if error.name() != _ALL_BROKERS_DOWN and len(error.str()) > (
+            len(self._said.str()) if self._said else 0
+        ):
+            self._said = error
+
+
+def passing(code: int) -> bool:
+    """Whether the group's coordinator is only being found."""
+    return code in _PASSING
+
+
+def text_of(error: Exception) -> str:
+    """An exception of confluent-kafka, or any, on one line."""
+    first = error.args[0] if error.args else None
+    if isinstance(first, KafkaError):
+        return _one_line(first.str()) or first.name()
+    return _one_line(str(error)) or type(error).__name__
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
