@@ -25,24 +25,16 @@ _NEVER_LOGGED = frozenset({"prompt", "response", "value", "body", "metadata", "p
 _RESERVED = frozenset({"ts", "level", "logger", "slot", "exception"})
 
 
-def configure(
-    level: str,
-    log_format: Literal["json", "text"] | None,
-    slot: int | None = None,
-    instance: str | None = None,
-) -> None:
+def configure(level: str, log_format: Literal["json", "text"] | None, slot: int | None = None) -> None:
     """Set up logging of this process, once, first thing.
 
     `level`: debug, info, warning or error. `log_format` None: text if stderr is a terminal, else JSON.
     `slot`: number of the worker process, printed with every line; None in the supervisor.
-    `instance`: the worker's name among several machines, a JSON member only.
     """
     if log_format is None:
         log_format = "text" if sys.stderr.isatty() else "json"
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        JsonFormatter(slot=slot, instance=instance) if log_format == "json" else TextFormatter(slot=slot)
-    )
+    handler.setFormatter(JsonFormatter(slot=slot) if log_format == "json" else TextFormatter(slot=slot))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
@@ -65,13 +57,9 @@ def librdkafka_logger() -> logging.Logger:
 class JsonFormatter(logging.Formatter):
     """`{"ts", "level", "logger", "message", …}`, one line."""
 
-    def __init__(self, *, slot: int | None = None, instance: str | None = None) -> None:
+    def __init__(self, *, slot: int | None = None) -> None:
         super().__init__()
-        self._constant: dict[str, int | str] = {}
-        if instance is not None:
-            self._constant["instance"] = instance
-        if slot is not None:
-            self._constant["slot"] = slot
+        self._slot = {} if slot is None else {"slot": slot}
 
     def format(self, record: logging.LogRecord) -> str:
         """One JSON object without a line break."""
@@ -80,7 +68,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": _clean(_message(record), MAX_MESSAGE_CHARS),
-            **self._constant,
+            **self._slot,
         }
         for name, value in _extras(record):
             members[f"{name}_" if name in _RESERVED else name] = value

@@ -14,7 +14,7 @@ import pytest
 from promptbus_worker.logs import JsonFormatter, TextFormatter
 
 FORMATTERS: list[Callable[[], logging.Formatter]] = [
-    lambda: JsonFormatter(slot=2, instance="host-8003"),
+    lambda: JsonFormatter(slot=2),
     lambda: TextFormatter(slot=2),
 ]
 
@@ -25,9 +25,7 @@ def record(message: str, *args: object, exc_info: Any = None, **extra: object) -
 
 
 def test_json_carries_the_record_and_its_fields() -> None:
-    line = JsonFormatter(slot=2, instance="host-8003").format(
-        record("paused %s", "it", partition=3, lag_s=0.5)
-    )
+    line = JsonFormatter(slot=2).format(record("paused %s", "it", partition=3, lag_s=0.5))
     parsed = json.loads(line)
     assert parsed.pop("ts").endswith("Z")
     assert parsed == {
@@ -35,7 +33,6 @@ def test_json_carries_the_record_and_its_fields() -> None:
         "logger": "promptbus_worker.intake",
         "message": "paused it",
         "slot": 2,
-        "instance": "host-8003",
         "partition": 3,
         "lag_s": 0.5,
     }
