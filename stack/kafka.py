@@ -3,148 +3,18 @@
 import base64
 import os
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from stack import contents
-from stack.errors import PortTaken, StackError, StartFailed
-from stack.loopback import kafka_brokers
-from stack.ports import HOST, free_ports, require_free, taken_sentence
-from stack.process import Process, server_environment, tail
+from stack.broker import Broker
+from stack.errors import PortTaken
+from stack.ports import HOST, free_ports, require_free
 
-START_TIMEOUT_S = 60.0
 PORT_ATTEMPTS = 5
-LOG4J = """\
-appender.out.type = Console
-appender.out.name = out
-appender.out.layout.type = PatternLayout
-appender.out.layout.pattern = [%d] %p %m (%c)%n
-rootLogger.level = INFO
-rootLogger.appenderRef.out.ref = out
-"""
-
-
-class Broker:
-    """One node, broker and controller in one process. Made by `Kafka`; `kill`, `stop` and `start` are for tests."""
-
-    def __init__(self, node_id: int, folder: Path, port: int, controller_port: int, heap_mb: int) -> None:
-        self.node_id = node_id
-        self.folder = folder
-        self.port = port
-        self.controller_port = controller_port
-        self.heap_mb = heap_mb
-        self.log = folder / "kafka.log"
-        self.process: Process | None = None
-
-    @property
-    def running(self) -> bool:
-        return self.process is not None and self.process.running
-
-    @property
-    def pid(self) -> int:
-        """The Java process. Raises StackError if it was not started."""
-        if self.process is None:
-            raise StackError(f"Kafka node {self.node_id} was not started.")
-        return self.process.pid
-
-    @property
-    def ready(self) -> bool:
-        """It answers, and the cluster counts it among the living."""
-        return self.node_id in kafka_brokers(self.port)
-
-    def java(self, *arguments: str | Path) -> list[str]:
-        jars = contents.kafka_jars().require()
-        return [
-            contents.java(),
-            f"-Xmx{self.heap_mb}m",
-            "-Djava.awt.headless=true",
-            f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}",
-            "-cp",
-            f"{jars}/*",
-            *(str(a) for a in arguments),
-        ]
-
-    def format(self, cluster_id: str, properties: Mapping[str, str]) -> None:
-        """Write the configuration, and the storage's metadata if this is a new folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "log4j2.properties").write_text(LOG4J)
-        configuration = self.folder / "server.properties"
-        configuration.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
-        if (self.folder / "data" / "meta.properties").exists():
-            return
-        tool: list[str | Path] = [
-            "kafka.tools.StorageTool",
-            "format",
-            "--ignore-formatted",
-            "-t",
-            cluster_id,
-            "-c",
-            configuration,
-        ]
-        done = subprocess.run(
-            self.java(*tool),
-            capture_output=True,
-            text=True,
-            env=server_environment(),
-            timeout=60,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise StartFailed(
-                f"Kafka could not prepare {self.folder}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-            )
-
-    def launch(self, remove_if_orphaned: Sequence[Path] = ()) -> None:
-        """Start the process without waiting for it."""
-        self.process = Process(
-            f"Kafka on port {self.port}",
-            self.java("kafka.Kafka", self.folder / "server.properties"),
-            log=self.log,
-            env=server_environment(),
-            cwd=self.folder,
-            grace_s=20.0,
-            remove_if_orphaned=remove_if_orphaned,
-        )
-
-    def await_ready(self) -> None:
-        if self.process is not None:
-            self.process.wait_ready(lambda: self.ready, START_TIMEOUT_S, self._explain)
-
-    def start(self) -> None:
-        """Start again after `kill` or `stop`, on the same data and ports."""
-        if self.running:
-            return
-        for port in (self.port, self.controller_port):
-            require_free(port, f"Kafka node {self.node_id}")
-        self.log.unlink(missing_ok=True)
-        self.launch()
-        self.await_ready()
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.stop()
-
-    def kill(self) -> None:
-        """SIGKILL: what it had not written to disk is lost to it, as after a crash."""
-        if self.process is not None:
-            self.process.kill()
-
-    def tail(self, lines: int = 30) -> str:
-        return tail(self.log, lines)
-
-    def _explain(self, log: str) -> str:
-        if "Address already in use" in log:
-            port = self.port if f":{self.port}" in log else self.controller_port
-            raise PortTaken(taken_sentence(port, "Kafka"))
-        if "Could not reserve enough space" in log or "insufficient memory" in log:
-            return f"Java could not get its {self.heap_mb} MB of memory. Free some (`free -m` shows it) and try again."
-        if "No space left on device" in log:
-            return f"The disk that holds {self.folder} is full."
-        return ""
 
 
 class Kafka:
@@ -228,6 +98,9 @@ class Kafka:
 
     def stop(self) -> None:
         """End every broker in an orderly way. Idempotent."""
+        # All are told before one is waited for: the last ones could not stop in order without a quorum.
+        for broker in self.brokers:
+            broker.ask_to_stop()
         for broker in self.brokers:
             broker.stop()
 
@@ -268,33 +141,26 @@ class Kafka:
         for index in range(self._count):
             port = self._wanted_port or ports[2 * index]
             node = folder / f"node-{index + 1}"
-            self.brokers.append(Broker(index + 1, node, port, ports[2 * index + 1], self._heap_mb))
+            temporary = [folder] if self._own_data else []
+            self.brokers.append(Broker(index + 1, node, port, ports[2 * index + 1], self._heap_mb, temporary))
         cluster_id = _cluster_id(folder)
         for broker in self.brokers:
-            broker.log.unlink(missing_ok=True)
             broker.format(cluster_id, self._server_properties(broker))
         self._launch_all()
 
     def _restart(self) -> None:
         stopped = [broker for broker in self.brokers if not broker.running]
         for broker in stopped:
-            require_free(broker.port, "Kafka")
-            require_free(broker.controller_port, "Kafka's controller")
-            broker.log.unlink(missing_ok=True)
-        for broker in stopped:
-            broker.launch(self._remove_if_orphaned())
+            broker.launch()
         for broker in stopped:
             broker.await_ready()
 
     def _launch_all(self) -> None:
         # A quorum is needed before any of them is ready: start all, then wait.
         for broker in self.brokers:
-            broker.launch(self._remove_if_orphaned())
+            broker.launch()
         for broker in self.brokers:
             broker.await_ready()
-
-    def _remove_if_orphaned(self) -> list[Path]:
-        return [self.data_dir] if self._own_data and self.data_dir is not None else []
 
     def _server_properties(self, broker: Broker) -> dict[str, str]:
         copies = str(min(3, self._count))

@@ -111,9 +111,13 @@ class Process:
     def running(self) -> bool:
         return self.exit_code is None
 
+    def ask_to_stop(self) -> None:
+        """SIGTERM, without waiting."""
+        self._order(b"T")
+
     def stop(self) -> int:
         """SIGTERM, and SIGKILL after the grace period. Returns the exit code; nothing of it is left then."""
-        self._order(b"T")
+        self.ask_to_stop()
         return self._reap(self._grace_s + 10)
 
     def kill(self) -> int:
