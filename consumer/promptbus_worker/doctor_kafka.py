@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import ConfigResource, OffsetSpec  # type: ignore[attr-defined] # not in its __all__
 
 from promptbus_worker.deadline import Deadline
@@ -65,10 +65,11 @@ class KafkaCheckup:
     def _with_a_broker(self, away: set[Address]) -> Iterator[Finding]:
         try:
             admin = Admin(self._settings, self._deadline)
+            self._try_overrides(admin)
         except (KafkaException, TypeError, ValueError) as error:
             yield fail(
                 f"Kafka's client refuses its settings: {text_of(error)}",
-                "correct the KAFKA_… variable it names",
+                "correct the KAFKA_… variable that it names",
             )
             return
         try:
@@ -87,6 +88,13 @@ class KafkaCheckup:
             )
         yield ok(f"Kafka answers: {len(nodes)} broker{'s' * (len(nodes) != 1)}")
         yield from self._topics(admin, len(nodes))
+
+    def _try_overrides(self, admin: Admin) -> None:
+        """Make the clients that the worker makes. Raises what they raise for KAFKA_CONSUMER__… or KAFKA_PRODUCER__…."""
+        settings = self._settings
+        Producer({**settings.client_config(), **settings.producer_overrides()}, logger=admin.logger)
+        config = {**settings.client_config(), **settings.consumer_overrides()}
+        Consumer({**config, "group.id": settings.kafka_group_id}, logger=admin.logger).close()
 
     def _topics(self, admin: Admin, brokers: int) -> Iterator[Finding]:
         settings = self._settings

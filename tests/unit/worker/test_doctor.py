@@ -197,10 +197,11 @@ def test_something_silent_on_kafkas_port_ends_in_time() -> None:
     assert bootstrap in findings[0].what
 
 
-def test_settings_that_librdkafka_refuses_are_a_finding_not_a_crash() -> None:
+@pytest.mark.parametrize("whose", ["kafka_client", "kafka_consumer", "kafka_producer"])
+def test_settings_that_librdkafka_refuses_are_a_finding_not_a_crash(whose: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         bootstrap = f"127.0.0.1:{server.getsockname()[1]}"
-        wrong = settings(kafka_bootstrap=bootstrap, kafka_client={"BOGUS_KEY": "1"})
+        wrong = settings(kafka_bootstrap=bootstrap, **{whose: {"BOGUS_KEY": "1"}})
         (finding,) = KafkaCheckup(wrong, budget_s=1.5).findings()
     assert finding.level is Level.FAIL
     assert "bogus.key" in finding.what
