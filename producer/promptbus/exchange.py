@@ -63,6 +63,7 @@ class Exchange:
         self._reader: ReplyReader | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._flush_s = 0.0
         self._closed: str | None = None
 
     def __len__(self) -> int:
@@ -139,8 +140,12 @@ class Exchange:
             publish(
                 value, headers=[(REQUEST_ID, request_id.encode()), *headers], key=key, delivered=delivered
             )
-        except BaseException:
+        except BaseException as error:
             self._pending.forget(future)
+            if self._closed is not None and isinstance(
+                error, RuntimeError
+            ):  # closed meanwhile, by another thread
+                raise self._closed_error(request_id) from None
             raise
         future.add_done_callback(self._forget_if_cancelled)
         if self._closed is not None and self._pending.forget(future):
@@ -162,15 +167,13 @@ class Exchange:
             if self._closed is not None:
                 return
             self._closed = "the client was closed"
-            thread, writer = self._thread, self._writer
+            thread = self._thread
         atexit.unregister(self.close)
-        if writer is not None and writer.flush(timeout_s):
-            writer.discard()
+        self._flush_s = timeout_s
         self._stop.set()
+        # in a callback of ours this is that thread: it ends when the callback returns
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        else:
-            self._fail_all()
 
     # ---- the thread
 
@@ -184,8 +187,11 @@ class Exchange:
             LOG.exception("the client's thread ended")
             self._closed = f"the client's thread ended: {error!r}; make a new client"
         finally:
+            if writer.flush(self._flush_s):
+                writer.discard()
             self._fail_all()
             reader.close()
+            writer.close()
 
     def _turn_until_stopped(self, reader: ReplyReader, writer: RequestWriter) -> None:
         last = time.monotonic()

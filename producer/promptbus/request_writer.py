@@ -153,8 +153,14 @@ class RequestWriter:
 
     def discard(self) -> None:
         """Give up what is queued or in flight; each gets its `delivered(error)`."""
-        self._producer.purge()
-        self._producer.flush(1.0)
+        if len(self._producer):
+            self._producer.purge()
+            self._producer.flush(1.0)
+
+    def close(self) -> None:
+        """Let go of the connections. What is not acknowledged by then is given up; flush first. Not in a callback."""
+        self.discard()
+        self._producer.close()
 
     def _check_size(self, value: bytes, headers: Sequence[Header], key: bytes | None) -> int:
         size = message_bytes(key, value, list(headers))

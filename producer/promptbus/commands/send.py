@@ -141,6 +141,7 @@ def send(lines: Iterator[RequestLine], name: str, skipped: Skipped) -> int:
     except PromptBusError as error:
         failure = failure or error
     left = writer.flush(FLUSH_S if failure is None else 1.0)
+    writer.close()
     progress.clear()
     if stopped is not None:
         say(str(stopped))

@@ -26,6 +26,7 @@ from promptbus.messages import (
 )
 from promptbus.reply_reader import ReplyReader, record_headers
 from promptbus.settings import KafkaSettings
+from tests.unit.client.place import QUIET
 
 TIMINGS = Timings(1.0, 2.0, 3.0)
 
@@ -33,9 +34,8 @@ TIMINGS = Timings(1.0, 2.0, 3.0)
 class Responder:
     """Reads the request topic from its end, without a group; with `group_id`, as a member of that group instead."""
 
-    def __init__(self, settings: KafkaSettings, *, group_id: str | None = None, clones: int = 1) -> None:
+    def __init__(self, settings: KafkaSettings, *, group_id: str | None = None) -> None:
         self._settings = settings
-        self._clones = clones
         self._group_id = group_id
         self._producer = Producer(
             {
@@ -43,7 +43,8 @@ class Responder:
                 "linger.ms": 0,
                 "partitioner": "murmur2_random",
                 "message.max.bytes": 8_000_000,
-            }
+            },
+            logger=QUIET,
         )
         self._stop = threading.Event()
         self._ready = threading.Event()
@@ -76,6 +77,7 @@ class Responder:
             self.failure = failure
         finally:
             self._producer.flush(10)
+            self._producer.close()
 
     def _serve_all(self) -> None:
         reader = ReplyReader(self._settings, self._settings.kafka_request_topic)
@@ -94,7 +96,8 @@ class Responder:
                 "group.id": group_id,
                 "auto.offset.reset": "earliest",
                 "enable.auto.commit": False,
-            }
+            },
+            logger=QUIET,
         )
         consumer.subscribe(
             [self._settings.kafka_request_topic], on_assign=lambda _consumer, _partitions: self._ready.set()
@@ -118,7 +121,7 @@ class Responder:
         reply = reply_id(topic, partition, offset, message.timestamp()[1])
         asked = read_request_headers(record_headers(message))
         request_id = asked.request_id or f"{topic}-{partition}-{offset}"
-        status, copies = "ok", self._clones
+        status, copies = "ok", 1
         try:
             request = decode_request(message.value())
         except InvalidRequest as problem:
