@@ -204,11 +204,13 @@ class Dispatcher:
                 request.dispatched_at = now
             task = asyncio.get_running_loop().create_task(self._run(batch))
             self._in_flight[task] = batch
+            task.add_done_callback(self._ran)
         for model, breaker in self._breakers.items():
             if breaker.may_probe(now) and not self._draining:
                 breaker.probe()
                 task = asyncio.get_running_loop().create_task(self._probe(model, breaker))
                 self._probes.add(task)
+                task.add_done_callback(self._ran)
         self._hold_if_all_open()
         self._note_idle()
         self._set_wake(now)
@@ -249,10 +251,11 @@ class Dispatcher:
             log.exception("a batch failed by a defect of the worker", extra={"model": batch.model})
             for request in self._unanswered(batch.requests):
                 self._replies.error(request, ErrorCode.INTERNAL)
-        finally:
-            task = asyncio.current_task()
-            assert task is not None
-            del self._in_flight[task]
+
+    def _ran(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.pop(task, None)
+        self._probes.discard(task)
+        if not task.cancelled():
             self.pump()
 
     async def _narrow(self, model: str, requests: list[Pending]) -> None:
@@ -356,9 +359,9 @@ class Dispatcher:
         now = self._clock()
         unclear = []
         for request in suspects:
-            since = began if bisected else request.suspect_since
-            if request.suspect_since is None:
-                request.suspect_since = began if bisected else now
+            # In a bisection its neighbours are the witnesses; a request that was alone needs one from now on.
+            since = request.suspect_since if request.suspect_since is not None else began if bisected else now
+            request.suspect_since = since
             others = len(self._batcher) > 0 or len(self._in_flight) > 1 or len(suspects) > 1
             request.failures_alone = 0 if others else request.failures_alone + 1
             if (
@@ -429,10 +432,6 @@ class Dispatcher:
                 breaker.probe_succeeded(began)
             else:
                 breaker.probe_failed(self._clock())
-            task = asyncio.current_task()
-            assert task is not None
-            self._probes.discard(task)
-            self.pump()
 
     async def _works(self, model: str) -> bool:
         if not await self._reread(model):

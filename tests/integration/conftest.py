@@ -1,0 +1,33 @@
+"""One real Kafka and one real Triton for all tests that do not break them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stack.kafka import Kafka
+from stack.triton import Triton
+from tests.integration.system import System, system
+
+
+@pytest.fixture(scope="session")
+def shared_kafka() -> Iterator[Kafka]:
+    """A broker that no test stops."""
+    with Kafka() as kafka:
+        yield kafka
+
+
+@pytest.fixture(scope="session")
+def shared_triton() -> Iterator[Triton]:
+    """The canned model with its test prompts; no test stops it."""
+    with Triton(engine="canned", env={"GPT4_NANO_TEST_PROMPTS": "1"}) as triton:
+        yield triton
+
+
+@pytest.fixture
+def whole(shared_kafka: Kafka, shared_triton: Triton, tmp_path: Path) -> Iterator[System]:
+    """The whole system on the shared servers."""
+    with system(shared_kafka, shared_triton, tmp_path) as made:
+        yield made

@@ -1,0 +1,430 @@
+"""What becomes of requests when all goes well and when it does not, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import wraps
+
+import pytest
+
+from promptbus_worker.outcomes import CallFailure
+from tests.unit.worker.path import Path, Refusal
+from tests.unit.worker.virtual_time import loop, run
+
+
+def in_virtual_time(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    @wraps(test)
+    def wrapped() -> None:
+        async def body() -> None:
+            await test()
+
+        run(body())
+
+    del wrapped.__wrapped__  # pytest would see the coroutine function behind it
+    return wrapped
+
+
+def ids(count: int, prefix: str = "p") -> list[str]:
+    return [f"{prefix}{number}" for number in range(count)]
+
+
+def deadline_in(seconds: float) -> list[tuple[str, bytes | None]]:
+    return [("deadline", str(int((loop().time() + seconds) * 1000)).encode())]
+
+
+@in_virtual_time
+async def test_every_prompt_gets_its_own_answer() -> None:
+    path = Path()
+    path.ask(*ids(100))
+    await path.settle(100)
+    replies = path.replies_by_id()
+    assert {i: r.response for i, r in replies.items()} == {i: f"echo {i}" for i in ids(100)}
+    assert path.commits() == 100
+    assert path.ledger.records_in_hand == 0
+
+
+@in_virtual_time
+async def test_batches_are_full_when_busy_and_never_more_in_flight_than_allowed() -> None:
+    path = Path(concurrency=3)
+    path.ask(*ids(80))
+    await path.settle(80)
+    assert [len(call) for call in path.model.calls] == [8] * 10
+    assert path.model.most_running == 3
+
+
+@in_virtual_time
+async def test_a_lone_request_leaves_at_once_when_idle() -> None:
+    path = Path()
+    before = loop().time()
+    path.ask("a")
+    await path.settle(1)
+    assert loop().time() - before < 0.05
+
+
+@in_virtual_time
+async def test_a_lingering_batch_leaves_when_its_time_is_up() -> None:
+    path = Path(linger_s=0.5)
+    path.ask("a")
+    await asyncio.sleep(0.4)
+    path.ask("b")
+    assert path.model.calls == []
+    await path.settle(2)
+    assert path.model.calls == [["a", "b"]]
+    assert path.metrics.batches_total["gpt4_nano", "linger"]._value.get() == 1
+
+
+@in_virtual_time
+async def test_a_poisoned_prompt_in_a_full_batch_fails_alone_within_2n_calls() -> None:
+    path = Path(concurrency=1)
+    path.model.poison = {"p3"}
+    path.ask(*ids(8))
+    await path.settle(8)
+    assert path.codes() == {i: "model_error" if i == "p3" else "ok" for i in ids(8)}
+    assert len(path.model.calls) <= 16
+    assert len(path.dead_letters()) == 1
+    assert "secret" not in str(path.broker.written)
+
+
+@in_virtual_time
+async def test_an_unreadable_row_fails_alone_without_another_call() -> None:
+    path = Path()
+    path.model.bad_rows = {"p5"}
+    path.ask(*ids(8))
+    await path.settle(8)
+    assert path.codes() == {i: "bad_model_output" if i == "p5" else "ok" for i in ids(8)}
+    assert len(path.model.calls) == 1
+
+
+@in_virtual_time
+async def test_a_poisoned_prompt_with_no_other_traffic_is_charged_after_three_failures() -> None:
+    path = Path()
+    path.model.poison = {"bad"}
+    path.ask("bad")
+    await path.settle(1)
+    assert path.codes() == {"bad": "model_error"}
+    assert path.model.calls == [["bad"]] * 3
+
+
+@in_virtual_time
+async def test_only_poisoned_prompts_are_charged_because_the_probe_succeeds() -> None:
+    path = Path()
+    path.model.poison = set(ids(40))
+    path.ask(*ids(40))
+    await path.settle(40)
+    assert set(path.codes().values()) == {"model_error"}
+
+
+@pytest.mark.parametrize(
+    "failure", [CallFailure.MODEL_ERROR, CallFailure.MODEL_UNHEALTHY, CallFailure.NOT_FOUND]
+)
+def test_a_broken_model_charges_nobody_and_all_are_answered_once_it_works(failure: CallFailure) -> None:
+    async def body() -> None:
+        path = Path()
+        path.model.failure = failure
+        path.ask(*ids(100))
+        await asyncio.sleep(120)
+        assert path.broker.written == []
+        assert path.held == [True], "the partitions are paused"
+        path.model.failure = None
+        await path.settle(100)
+        assert set(path.codes().values()) == {"ok"}
+        assert path.held == [True, False]
+        assert {r.attempts for r in path.replies_by_id().values()} == {1}
+
+    run(body())
+
+
+@pytest.mark.parametrize("failure", [CallFailure.OVERLOADED, CallFailure.REFUSED, CallFailure.FORBIDDEN])
+def test_overload_burns_no_attempt_however_long_it_lasts(failure: CallFailure) -> None:
+    async def body() -> None:
+        path = Path()
+        path.model.failure = failure
+        path.ask(*ids(20))
+        await asyncio.sleep(600)
+        calls = len(path.model.calls)
+        path.model.failure = None
+        await path.settle(20)
+        assert set(path.codes().values()) == {"ok"}
+        assert {r.attempts for r in path.replies_by_id().values()} == {1}
+        assert calls < 300, "no hammering"
+        assert loop().time() < 1000 + 610, "and no long wait once it works"
+
+    run(body())
+
+
+@pytest.mark.parametrize("failure", [CallFailure.CONNECTION, CallFailure.TIMEOUT])
+def test_three_broken_calls_are_final(failure: CallFailure) -> None:
+    async def body() -> None:
+        path = Path(timeout_s=1)
+        path.model.failure = failure
+        path.ask("a")
+        await path.settle(1)
+        assert path.codes() == {"a": "inference_timeout"}
+        assert path.replies_by_id()["a"].attempts == 3
+        assert len(path.dead_letters()) == 1
+        assert len([call for call in path.model.calls if call == ["a"]]) == 3
+
+    run(body())
+
+
+@in_virtual_time
+async def test_a_prompt_that_hangs_does_not_take_its_neighbours_with_it() -> None:
+    path = Path(timeout_s=1, concurrency=1)
+    path.model.hangs = {"p2"}
+    path.ask(*ids(8))
+    await path.settle(8)
+    assert path.codes() == {i: "inference_timeout" if i == "p2" else "ok" for i in ids(8)}
+
+
+@in_virtual_time
+async def test_a_request_without_deadline_never_expires() -> None:
+    path = Path()
+    path.model.failure = CallFailure.REFUSED
+    path.ask("patient")
+    await asyncio.sleep(7200)
+    assert path.broker.written == []
+    path.model.failure = None
+    await path.settle(1)
+    assert path.codes() == {"patient": "ok"}
+
+
+@in_virtual_time
+async def test_a_deadline_that_has_passed_costs_no_inference() -> None:
+    path = Path()
+    path.ask("late", headers=deadline_in(-1))
+    await path.settle(1)
+    assert path.codes() == {"late": "expired"}
+    assert path.model.calls == []
+
+
+@in_virtual_time
+async def test_waiting_requests_are_answered_at_their_deadline() -> None:
+    path = Path(concurrency=1)
+    path.model.latency_s = 10
+    path.ask("first")
+    path.ask("second", headers=deadline_in(2))
+    await path.settle(1)
+    assert path.codes() == {"second": "expired"}
+    assert 1001.9 < loop().time() < 1002.2
+    await path.settle(2)
+    assert path.model.calls == [["first"]]
+
+
+@in_virtual_time
+async def test_a_near_deadline_in_a_batch_does_not_hurt_the_others() -> None:
+    path = Path(concurrency=1)
+    path.model.latency_s = 5
+    path.publish({"request_id": "near", "prompt": "near"}, headers=deadline_in(1))
+    path.ask("far")
+    # "near" went out alone; the next batch mixes both kinds
+    path.publish({"request_id": "near2", "prompt": "near2"}, headers=deadline_in(5))
+    await path.settle(3)
+    assert path.codes() == {"near": "expired", "far": "ok", "near2": "expired"}
+    assert path.model.calls == [["near"], ["far", "near2"]]
+
+
+@in_virtual_time
+async def test_a_deadline_while_triton_is_gone_says_unavailable() -> None:
+    path = Path()
+    path.model.failure = CallFailure.REFUSED
+    path.ask("a", headers=deadline_in(3))
+    await path.settle(1)
+    reply = path.replies_by_id()["a"]
+    assert reply.error is not None
+    assert (reply.error.code, reply.error.retryable) == ("unavailable", True)
+    assert path.dead_letters() == []
+
+
+@in_virtual_time
+async def test_time_outs_across_a_freeze_burn_no_attempt() -> None:
+    path = Path(timeout_s=2, concurrency=1)
+    path.model.hangs = {"a"}
+    path.ask("a")
+    for _ in range(5):
+        await asyncio.sleep(0.5)
+        loop().freeze(60)
+        await asyncio.sleep(0.5)
+    path.model.hangs = set()
+    await path.settle(1)
+    assert path.codes() == {"a": "ok"}
+
+
+@in_virtual_time
+async def test_after_a_freeze_nothing_is_answered_before_the_consumer_has_polled() -> None:
+    path = Path(concurrency=1)
+    path.model.latency_s = 1
+    path.ask("answered")
+    path.ask("expired", headers=deadline_in(2))
+    await asyncio.sleep(0.5)
+    path.polling = False
+    loop().freeze(60)
+    await asyncio.sleep(10)
+    assert path.broker.written == []
+    assert path.polls_wanted > 0
+    path.polling = True
+    await path.settle(2)
+    assert path.codes() == {"answered": "ok", "expired": "expired"}
+
+
+@in_virtual_time
+async def test_after_a_freeze_that_cost_the_partition_nothing_is_answered() -> None:
+    path = Path()
+    path.model.latency_s = 1
+    path.ask(*ids(8))
+    await asyncio.sleep(0.5)
+    path.polling = False
+    loop().freeze(60)
+    await asyncio.sleep(5)
+    path.ledger.end(path.owned)  # what that first poll tells
+    path.dispatcher.forget([path.owned])
+    path.polling = True
+    await asyncio.sleep(60)
+    assert path.broker.written == []
+
+
+@in_virtual_time
+async def test_results_of_a_lost_partition_are_dropped() -> None:
+    path = Path()
+    path.model.latency_s = 1
+    path.ask(*ids(8))
+    await asyncio.sleep(0.5)
+    path.ledger.end(path.owned)
+    path.dispatcher.forget([path.owned])
+    await asyncio.sleep(10)
+    assert path.broker.written == []
+    assert await path.dispatcher.idle(1)
+
+
+@in_virtual_time
+async def test_revoke_gives_back_what_waits_and_finishes_what_was_dispatched() -> None:
+    path = Path(concurrency=1)
+    path.model.latency_s = 1
+    path.ask(*ids(30))
+    await asyncio.sleep(0.5)
+    path.dispatcher.release([path.owned])
+    assert sorted(path.released_offsets) == list(range(8, 30))
+    await path.settle(8)
+    assert path.ledger.in_hand([path.owned]) == 0
+    assert path.commits() == 8
+
+
+@in_virtual_time
+async def test_revoke_finishes_what_lies_below_an_answered_offset_so_that_nothing_is_answered_twice() -> None:
+    path = Path(concurrency=1)
+    path.model.latency_s = 1
+    path.ask(*ids(20))
+    path.publish(b"not a request")  # answered at once, at offset 20
+    path.ask(*ids(5, "tail"))
+    await asyncio.sleep(0.5)
+    path.dispatcher.release([path.owned])
+    assert sorted(path.released_offsets) == list(range(21, 26))
+    await path.settle(21)
+    assert path.commits() == 21
+
+
+@in_virtual_time
+async def test_a_drain_with_triton_gone_does_not_wait_for_it() -> None:
+    path = Path()
+    path.model.failure = CallFailure.REFUSED
+    path.ask(*ids(20))
+    await asyncio.sleep(5)
+    path.dispatcher.drain([path.owned])
+    assert await path.dispatcher.idle(1)
+    assert sorted(path.released_offsets) == list(range(20))
+    assert path.broker.written == []
+
+
+@in_virtual_time
+async def test_a_full_producer_queue_slows_down_and_loses_nothing() -> None:
+    path = Path()
+    path.broker.queue_size = 3
+    path.ask(*ids(200))
+    await path.settle(200)
+    assert set(path.codes().values()) == {"ok"}
+    assert len(path.codes()) == 200
+
+
+@in_virtual_time
+async def test_an_offset_settles_only_when_the_broker_has_acknowledged() -> None:
+    path = Path()
+    path.broker.acknowledging = False
+    path.ask("a")
+    await asyncio.sleep(60)
+    assert path.settled_offsets == []
+    assert not await path.replies.all_acknowledged(1)
+    path.broker.acknowledging = True
+    await path.settle(1)
+    assert await path.replies.all_acknowledged(1)
+
+
+@in_virtual_time
+async def test_a_failed_delivery_is_written_again() -> None:
+    path = Path()
+    failures = iter([Refusal("_MSG_TIMED_OUT", retriable=True)] * 3)
+    path.broker.answers = lambda topic, size: next(failures, None)
+    path.ask("a")
+    await path.settle(1)
+    assert path.codes() == {"a": "ok"}
+
+
+@in_virtual_time
+async def test_an_answer_larger_than_the_topic_takes_becomes_an_error_and_a_dead_letter() -> None:
+    path = Path(limits={"results": 2500, "dead": 2500, "other": 2500})
+    path.publish({"request_id": "a", "prompt": "x" * 900, "metadata": {"m": "y" * 2400}}, key=b"k")
+    await path.settle(1)
+    assert path.codes() == {"a": "reply_too_large"}
+    reply = path.replies_by_id()["a"]
+    assert reply.metadata == {}, "metadata goes first"
+    (dead,) = path.dead_letters()
+    assert dead.headers["dlq-reason"] == b"reply_too_large"
+    assert dead.headers["dlq-truncated"] is not None
+
+
+@in_virtual_time
+async def test_an_answer_that_the_broker_refuses_for_its_size_becomes_an_error() -> None:
+    path = Path(limits={"results": 8000, "dead": 8000, "other": 8000})
+    path.broker.answers = lambda topic, size: Refusal("MSG_SIZE_TOO_LARGE") if size > 5000 else None
+    path.publish({"request_id": "a", "prompt": "x" * 6000})
+    await path.settle(1)
+    assert path.codes() == {"a": "reply_too_large"}
+
+
+@in_virtual_time
+async def test_a_fatal_producer_error_stops_the_worker_and_settles_nothing() -> None:
+    path = Path()
+    path.broker.answers = lambda topic, size: Refusal("_FATAL", fatal=True)
+    path.ask("a")
+    await asyncio.sleep(10)
+    assert len(path.stopped) == 1
+    assert path.settled_offsets == []
+
+
+@in_virtual_time
+async def test_garbage_is_answered_under_its_derived_id_and_dead_lettered() -> None:
+    path = Path()
+    path.publish(b"\xff\xfe", b"", b"[1]", key=b"k")
+    await path.settle(3)
+    assert path.codes() == {f"requests-0-{n}": "invalid_request" for n in range(3)}
+    assert [letter.value for letter in path.dead_letters()] == [b"\xff\xfe", b"", b"[1]"]
+    assert {record.key for record in path.broker.written} == {b"k"}
+
+
+@in_virtual_time
+async def test_metrics_add_up() -> None:
+    path = Path()
+    path.model.poison = {"p3"}
+    path.ask(*ids(20))
+    path.publish(b"garbage")
+    await path.settle(21)
+    value = {
+        labels: counter._value.get()
+        for labels, counter in path.metrics.requests_total.items()
+        if counter._value.get()
+    }
+    assert value == {
+        ("gpt4_nano", "ok"): 19,
+        ("gpt4_nano", "model_error"): 1,
+        ("unknown", "invalid_request"): 1,
+    }
+    assert path.metrics.tokens_total["gpt4_nano", "total"]._value.get() == 19 * 5
