@@ -88,6 +88,15 @@ def system_java() -> str | None:
     return found if version and int(version[1]) >= JAVA_OLDEST else None
 
 
+def java_release(java: str) -> str:
+    """What tells one Java from another: the `release` file of its home, or when its binary was written."""
+    binary = Path(java).resolve()
+    try:
+        return (binary.parent.parent / "release").read_text()
+    except OSError:
+        return str(binary.stat().st_mtime_ns)
+
+
 def install_kafka(pip_python: Path) -> None:
     if not kafka_jars().present:
         downloads.announce("Apache Kafka 4.3.1", 50)

@@ -1,16 +1,14 @@
 """Apache Kafka 4.3.1 in KRaft mode on this machine: one node, or several to kill one of."""
 
-import base64
-import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from stack import contents
-from stack.broker import Broker
+from stack.broker import Broker, random_id
 from stack.errors import PortTaken
 from stack.ports import HOST, free_ports, require_free
 
@@ -19,6 +17,8 @@ PORT_ATTEMPTS = 5
 
 class Kafka:
     """A cluster of one node or of several, on 127.0.0.1 only, on free ports unless one is named.
+
+    `properties` are added to server.properties, `java_options` to the command line.
 
     A context manager: started on entry, stopped on exit, and its data removed unless `data_dir` was given.
     `stop` and `kill` keep data and ports, so that `start` brings the same cluster back.
@@ -35,6 +35,7 @@ class Kafka:
         brokers: int = 1,
         properties: Mapping[str, str] | None = None,
         heap_mb: int = 768,
+        java_options: Sequence[str] = (),
     ) -> None:
         if port is not None and brokers != 1:
             raise ValueError("a port can be chosen for a single broker only")
@@ -43,7 +44,7 @@ class Kafka:
         self._wanted_port = port
         self._count = brokers
         self._properties = dict(properties or {})
-        self._heap_mb = heap_mb
+        self._java_options = [f"-Xmx{heap_mb}m", *java_options]
         self.brokers: list[Broker] = []
 
     @property
@@ -142,10 +143,12 @@ class Kafka:
             port = self._wanted_port or ports[2 * index]
             node = folder / f"node-{index + 1}"
             temporary = [folder] if self._own_data else []
-            self.brokers.append(Broker(index + 1, node, port, ports[2 * index + 1], self._heap_mb, temporary))
+            self.brokers.append(
+                Broker(index + 1, node, port, ports[2 * index + 1], self._java_options, temporary)
+            )
         cluster_id = _cluster_id(folder)
         for broker in self.brokers:
-            broker.format(cluster_id, self._server_properties(broker))
+            broker.format(cluster_id, self._server_properties(broker), alone=self._count == 1)
         self._launch_all()
 
     def _restart(self) -> None:
@@ -199,9 +202,9 @@ class Kafka:
 
 
 def _cluster_id(folder: Path) -> str:
-    """16 random bytes in URL-safe base64 without padding, kept with the data."""
+    """Kept with the data."""
     file = folder / "cluster-id"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("="))
+        file.write_text(random_id())
     return file.read_text()

@@ -11,7 +11,7 @@ import sys
 import tomllib
 import venv
 
-from stack import checks, contents, downloads
+from stack import checks, contents, downloads, warm
 from stack.cache import PROJECT, Entry, digest
 from stack.errors import StackError
 
@@ -82,6 +82,7 @@ def _install() -> None:
         if not _venv_is_right():
             _make_venv()
         contents.install_kafka(VENV_PYTHON)
+        warm.install()
         if checks.triton_here(facts) == "native":
             contents.install_triton(VENV_PYTHON)
         elif not checks.triton_here(facts):
