@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class Facts:
     docker: bool
     package_tool: str  # apt-get, dnf, zypper, pacman, brew, or empty
     everything_cached: bool
+    compiler: bool = True  # g++ and Python.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,16 @@ def _linux_problems(facts: Facts) -> list[Problem]:
         )
     if not facts.libpython:
         found.append(_libpython_problem(facts))
+    if facts.python >= (3, 13) and not facts.compiler and not facts.everything_cached:
+        version = "{}.{}".format(*facts.python)
+        package = f"python{version}-dev" if facts.package_tool == "apt-get" else f"python{version}-devel"
+        found.append(
+            Problem(
+                f"On Python {version} a part of Triton's models' environment (numpy below 2) has to be compiled, and "
+                "there is no C++ compiler or no Python.h. Python 3.11 or 3.12 (PYTHON=…) needs neither.",
+                _install(facts, "g++" if facts.package_tool == "apt-get" else "gcc-c++", package),
+            )
+        )
     if facts.shm_mb is not None and facts.shm_mb < SHM_MB:
         found.append(
             Problem(
@@ -195,6 +207,8 @@ def gather(everything_cached: bool) -> Facts:
         docker=_docker_answers() if platform.system() == "Darwin" else False,
         package_tool=next((tool for tool in tools if shutil.which(tool)), ""),
         everything_cached=everything_cached,
+        compiler=shutil.which("g++") is not None
+        and Path(sysconfig.get_path("include"), "Python.h").is_file(),
     )
 
 

@@ -97,6 +97,11 @@ def java_release(java: str) -> str:
         return str(binary.stat().st_mtime_ns)
 
 
+def compiles_numpy() -> bool:
+    """numpy below 2, which Triton's stub needs, has no wheels for Python 3.13."""
+    return sys.version_info >= (3, 13)
+
+
 def install_kafka(pip_python: Path) -> None:
     if not kafka_jars().present:
         downloads.announce("Apache Kafka 4.3.1", 50)
@@ -127,7 +132,13 @@ def _create_environment(pip_python: Path, name: str, what: str, folder: Path) ->
     venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
     python = folder / "bin" / "python3"
     file = REQUIREMENTS / f"{name}.txt"
-    downloads.pip_install(pip_python, file, what, folder.parent, into=python, target=False)
+    compiled = []
+    if name == "triton" and compiles_numpy():
+        tools = REQUIREMENTS / "triton-build.txt"
+        downloads.pip_install(pip_python, tools, "build tools", folder.parent, into=python, target=False)
+        print("  compiling numpy 1.26 for Python 3.13, once: several minutes …", flush=True)
+        compiled = ["numpy"]
+    downloads.pip_install(pip_python, file, what, folder.parent, into=python, target=False, compiled=compiled)
     return python
 
 

@@ -172,7 +172,7 @@ def _show(prompt: str, reply: Reply, seconds: float) -> list[str]:
 
 @contextmanager
 def _timed(what: str) -> Iterator[None]:
-    print(f"  {what:<28}", end="", flush=True)
+    print(f"  {what:<32}", end="", flush=True)
     began = time.monotonic()
     try:
         yield

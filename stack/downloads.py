@@ -12,6 +12,8 @@ from pathlib import Path
 from stack.errors import StackError
 
 QUIET_S = 5.0
+# Without these it looks for a linear-algebra library, which no model here needs.
+NUMPY_BUILD_OPTIONS = ("--config-settings=setup-args=-Dallow-noblas=true",)
 
 
 class DownloadFailed(StackError):
@@ -98,16 +100,28 @@ def pip(python: Path, *arguments: str | Path) -> list[str | Path]:
 
 
 def pip_install(
-    pip_python: Path, requirements: Path, what: str, folder: Path, *, into: Path, target: bool
+    pip_python: Path,
+    requirements: Path,
+    what: str,
+    folder: Path,
+    *,
+    into: Path,
+    target: bool,
+    compiled: Sequence[str] = (),
 ) -> None:
     """`pip install` of a hashed requirements file, by a Python that has pip.
 
     `into` is another environment's Python, or with `target` a folder that receives the files without dependencies.
+    `compiled` names packages that are built here, with what is in that environment, because no wheel exists.
     """
     options: list[str | Path] = ["--progress-bar=off", "--no-warn-script-location", "--only-binary=:all:"]
     options += ["--require-hashes", "-r", requirements]
+    environment = None
+    if compiled:
+        options += [f"--no-binary={','.join(compiled)}", "--no-build-isolation", *NUMPY_BUILD_OPTIONS]
+        environment = {"PATH": f"{into.parent}:{os.environ.get('PATH', os.defpath)}"}
     if target:
         command = pip(pip_python, "install", "--no-deps", "--no-compile", f"--target={into}", *options)
     else:
         command = pip(pip_python, f"--python={into}", "install", *options)
-    run(command, what, folder)
+    run(command, what, folder, env=environment)

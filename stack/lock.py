@@ -20,6 +20,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "kafka": ("requirements/kafka.in",),
     "kafka-java": ("requirements/kafka-java.in", "--no-deps"),
     "triton": ("requirements/triton.in",),
+    "triton-build": ("requirements/triton-build.in",),
     "triton-server": ("requirements/triton-server.in", "--no-deps"),
     "model": ("requirements/model.in", "--no-deps"),
 }

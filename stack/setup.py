@@ -11,12 +11,13 @@ import sys
 import tomllib
 import venv
 
-from stack import checks, contents, downloads, warm
+from stack import checks, contents, docker, downloads, warm
 from stack.cache import PROJECT, Entry, digest
 from stack.errors import StackError
 
 VENV = PROJECT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
+BEFORE = PROJECT / ".stack" / "venv-before"
 STAMP = VENV / ".promptbus-setup"
 DEV = PROJECT / "requirements" / "dev.txt"
 
@@ -83,10 +84,13 @@ def _install() -> None:
             _make_venv()
         contents.install_kafka(VENV_PYTHON)
         warm.install()
-        if checks.triton_here(facts) == "native":
-            contents.install_triton(VENV_PYTHON)
-        elif not checks.triton_here(facts):
-            print(f"! {checks.NO_TRITON_SENTENCE}")
+        match checks.triton_here(facts):
+            case "native":
+                contents.install_triton(VENV_PYTHON)
+            case "docker":
+                docker.build()
+            case _:
+                print(f"! {checks.NO_TRITON_SENTENCE}")
 
 
 def _venv_is_right() -> bool:
@@ -94,12 +98,14 @@ def _venv_is_right() -> bool:
 
 
 def _make_venv() -> None:
-    """Fill `.venv`, made anew if it is another Python's or broken. Nothing half-made stays."""
+    """Fill `.venv`, made anew if it is another Python's or broken. If that fails, all is as it was before."""
     downloads.announce("the project's Python packages into .venv", 110)
     fresh = not _usable()
     try:
         if fresh:
-            shutil.rmtree(VENV, ignore_errors=True)
+            shutil.rmtree(BEFORE, ignore_errors=True)
+            if VENV.exists():
+                VENV.rename(BEFORE)
             venv.EnvBuilder(with_pip=True, symlinks=True).create(VENV)
         STAMP.unlink(missing_ok=True)
         downloads.pip_install(
@@ -110,7 +116,10 @@ def _make_venv() -> None:
     except BaseException:
         if fresh:
             shutil.rmtree(VENV, ignore_errors=True)
+            if BEFORE.exists():
+                BEFORE.rename(VENV)
         raise
+    shutil.rmtree(BEFORE, ignore_errors=True)
 
 
 def _install_project() -> None:

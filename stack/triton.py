@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from stack import contents
+from stack import contents, docker
 from stack.cache import PROJECT
 from stack.errors import PortTaken, StackError
 from stack.loopback import http_get
@@ -58,6 +59,7 @@ class Triton:
         self.process: Process | None = None
         # Regions of shared memory are named by it, so that servers side by side do not meet.
         self.shm_prefix = f"promptbus_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._container = self.shm_prefix.rstrip("_")
 
     @property
     def url(self) -> str:
@@ -106,9 +108,6 @@ class Triton:
         """Returns when every model is ready. Starting what already runs does nothing."""
         if self.running:
             return self
-        contents.triton_server().require()
-        contents.triton_environment().require()
-        contents.model_files().require()
         if not self.models():
             raise StackError(f"{self.repository} holds no model: no folder in it has a config.pbtxt.")
         if self.folder is None:
@@ -130,6 +129,8 @@ class Triton:
         """SIGKILL the server and its stubs. Idempotent."""
         if self.process is not None:
             self.process.kill()
+            if platform.system() == "Darwin":
+                docker.end(self._container)
 
     def close(self) -> None:
         """Kill it if it runs, and remove its folder if nobody named one."""
@@ -200,15 +201,33 @@ class Triton:
         folder = self.folder
         if folder is None:
             raise StackError("Triton was closed.")
-        server = contents.triton_server().require()
-        python = contents.triton_environment().require()
-        models = contents.model_files().require()
         self.log.unlink(missing_ok=True)
+        models = self._copy_repository(folder / "models")
+        if platform.system() == "Darwin":
+            argv = docker.run_command(self._container, models, ports, self._env, self._arguments)
+            environment = server_environment()
+        else:
+            argv = self._native_command(models, ports)
+            environment = server_environment(_native_environment() | self._env)
+        self.process = Process(
+            f"Triton on port {ports[0]}",
+            argv,
+            log=self.log,
+            env=environment,
+            cwd=folder,
+            grace_s=15.0,
+            shm_prefix=self.shm_prefix,
+            remove_if_orphaned=[folder] if self._own_folder else [],
+        )
+        self.process.wait_ready(lambda: self.ready, START_TIMEOUT_S, lambda log: _explain(log, ports))
+
+    def _native_command(self, models: Path, ports: tuple[int, int, int]) -> list[str]:
+        server = contents.triton_server().require() / "pytriton" / "tritonserver" / "bin" / "tritonserver"
         http, grpc, metrics = ports
-        argv: list[str | Path] = [
-            server / "pytriton" / "tritonserver" / "bin" / "tritonserver",
-            f"--model-repository={self._copy_repository(folder / 'models')}",
-            f"--backend-directory={python / 'backends'}",
+        return [
+            str(server),
+            f"--model-repository={models}",
+            f"--backend-directory={contents.triton_environment().require() / 'backends'}",
             f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
             f"--http-address={HOST}",
             f"--grpc-address={HOST}",
@@ -221,27 +240,6 @@ class Triton:
             "--exit-timeout-secs=3",
             *self._arguments,
         ]
-        environment = server_environment(
-            {
-                # The stub loads libpython, and finds site-packages through the python3 that is first on PATH.
-                "LD_LIBRARY_PATH": f"{python / 'lib'}:{server / 'nvidia_pytriton.libs'}",
-                "PATH": f"{python / 'venv' / 'bin'}:{os.environ.get('PATH', os.defpath)}",
-                "GPT4_NANO_GGUF": str(models / contents.GGUF),
-                "TIKTOKEN_CACHE_DIR": str(models / "tiktoken"),
-            }
-            | self._env
-        )
-        self.process = Process(
-            f"Triton on port {http}",
-            argv,
-            log=self.log,
-            env=environment,
-            cwd=folder,
-            grace_s=15.0,
-            shm_prefix=self.shm_prefix,
-            remove_if_orphaned=[folder] if self._own_folder else [],
-        )
-        self.process.wait_ready(lambda: self.ready, START_TIMEOUT_S, lambda log: _explain(log, ports))
 
     def _copy_repository(self, target: Path) -> Path:
         """Models only: anything else that lies there (a README, caches) would be an error or noise to Triton."""
@@ -251,6 +249,20 @@ class Triton:
                 self.repository / name, target / name, ignore=shutil.ignore_patterns("__pycache__")
             )
         return target
+
+
+def _native_environment() -> dict[str, str]:
+    """Raises NotInstalled."""
+    server = contents.triton_server().require()
+    python = contents.triton_environment().require()
+    files = contents.model_files().require()
+    return {
+        # The stub loads libpython, and finds site-packages through the python3 that is first on PATH.
+        "LD_LIBRARY_PATH": f"{python / 'lib'}:{server / 'nvidia_pytriton.libs'}",
+        "PATH": f"{python / 'venv' / 'bin'}:{os.environ.get('PATH', os.defpath)}",
+        "GPT4_NANO_GGUF": str(files / contents.GGUF),
+        "TIKTOKEN_CACHE_DIR": str(files / "tiktoken"),
+    }
 
 
 def _explain(log: str, ports: tuple[int, int, int]) -> str:
