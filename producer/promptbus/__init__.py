@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         PromptBusError,
         PromptError,
         ReplyTimeout,
+        SettingsRefused,
         TopicMissing,
     )
     from promptbus.messages import ErrorCode, InvalidReply, InvalidRequest, Reply, Request
@@ -47,6 +48,7 @@ __all__ = [
     "ReplyFuture",
     "ReplyTimeout",
     "Request",
+    "SettingsRefused",
     "TopicMissing",
 ]
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Literal, Self, overload
 
-from promptbus.client_options import DEFAULT_TIMEOUT_S, group_id, make_exchange
+from promptbus.client_options import group_id, make_exchange
 from promptbus.errors import PromptBusError, PromptError, ReplyTimeout
 from promptbus.messages import JsonObject, Reply
 from promptbus.pending import ReplyFuture
-from promptbus.prompts import Prompt, prepare
+from promptbus.prompts import DEFAULT_TIMEOUT_S, Prompt, prepare
 from promptbus.settings import KafkaSettings
 from promptbus.silence import Silence
 

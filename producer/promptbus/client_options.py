@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+import os
+from typing import TypeVar
 
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
 from promptbus.exchange import Exchange
 from promptbus.settings import KafkaSettings
-
-DEFAULT_TIMEOUT_S: Final = 60.0
 
 
 class ClientSettings(KafkaSettings):
@@ -58,8 +57,5 @@ def make_exchange(
 
 def group_id(settings: KafkaSettings) -> str:
     """The workers' consumer group, as far as this process knows."""
-    return (
-        settings.kafka_group_id
-        if isinstance(settings, ClientSettings)
-        else from_environment(ClientSettings).kafka_group_id
-    )
+    found: object = getattr(settings, "kafka_group_id", None)  # the worker's settings have it as well
+    return found if isinstance(found, str) else os.environ.get("KAFKA_GROUP_ID") or "promptbus"

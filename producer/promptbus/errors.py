@@ -4,6 +4,7 @@
     ├── PromptError          the reply is an error reply; carries it
     ├── ReplyTimeout         no reply in time (also a TimeoutError)
     ├── KafkaUnavailable     no broker answered, or it refused the login (also a ConnectionError)
+    ├── SettingsRefused      librdkafka does not accept a setting (also a ValueError)
     ├── TopicMissing         the request or reply topic does not exist
     ├── NotAllowed           Kafka's access rules forbid it (also a PermissionError)
     ├── DeliveryFailed       Kafka did not take the request
@@ -65,6 +66,10 @@ class ReplyTimeout(PromptBusError, TimeoutError):
 
 class KafkaUnavailable(PromptBusError, ConnectionError):
     """No broker could be talked to."""
+
+
+class SettingsRefused(PromptBusError, ValueError):
+    """A setting that librdkafka does not accept."""
 
 
 class TopicMissing(PromptBusError):

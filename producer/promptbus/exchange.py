@@ -73,7 +73,7 @@ class Exchange:
     def connect(self) -> None:
         """Check both topics and assign the reply partitions; a second call does nothing.
 
-        Raises KafkaUnavailable, TopicMissing, NotAllowed, ClientClosed.
+        Raises KafkaUnavailable, TopicMissing, NotAllowed, SettingsRefused, ClientClosed.
         """
         if self._thread is not None:
             return
@@ -86,17 +86,17 @@ class Exchange:
             try:
                 reader.partitions(self.request_topic, "KAFKA_REQUEST_TOPIC", self._connect_timeout_s)
                 reader.open(max(0.1, until - time.monotonic()))
+                writer = RequestWriter(
+                    self.settings,
+                    self.request_topic,
+                    linger_ms=self._linger_ms,
+                    delivery_timeout_s=self._delivery_timeout_s,
+                    notes=self._notes,
+                )
+                writer.open(max(0.1, until - time.monotonic()))
             except BaseException:
                 reader.close()
                 raise
-            writer = RequestWriter(
-                self.settings,
-                self.request_topic,
-                linger_ms=self._linger_ms,
-                delivery_timeout_s=self._delivery_timeout_s,
-                notes=self._notes,
-            )
-            writer.open(max(0.1, until - time.monotonic()))
             self._reader, self._writer = reader, writer
             # a daemon, so that a client that was never closed does not keep a program from ending; what it still
             # has to say is flushed at exit

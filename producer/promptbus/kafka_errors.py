@@ -8,7 +8,7 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
 
-from promptbus.errors import KafkaUnavailable, NotAllowed, PromptBusError
+from promptbus.errors import KafkaUnavailable, NotAllowed, PromptBusError, SettingsRefused
 
 logging.getLogger("promptbus").addHandler(logging.NullHandler())  # without one, warnings go to stderr
 LOG = logging.getLogger("promptbus.kafka")
@@ -114,3 +114,11 @@ def refused(error: KafkaError, what: str) -> PromptBusError | None:
     if error.code() in NOT_ALLOWED:
         return NotAllowed(f"Kafka does not allow this client to {what}: {describe(error)}")
     return None
+
+
+def settings_refused(exception: KafkaException) -> SettingsRefused:
+    """The error for a client that librdkafka would not even make."""
+    return SettingsRefused(
+        f"librdkafka refuses the settings: {describe(error_of(exception))}; "
+        "check KAFKA_CLIENT__…, KAFKA_CONSUMER__…, KAFKA_PRODUCER__…, KAFKA_SASL_… and KAFKA_SSL_…"
+    )

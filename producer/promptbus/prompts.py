@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from promptbus.messages import InvalidRequest, JsonObject, Request, encode_request
 from promptbus.messages.headers import DEADLINE, REPLY_TOPIC
+
+DEFAULT_TIMEOUT_S: Final = 60.0
+"""How long a reply may take if nobody says otherwise."""
 
 Prompt: TypeAlias = str | Request | Mapping[str, object]
 """A prompt, a whole request, or a request's fields as a mapping (as in a JSON Lines file)."""

@@ -33,12 +33,13 @@ from promptbus.kafka_errors import (
     describe,
     error_of,
     refused,
+    settings_refused,
 )
 from promptbus.messages import Headers
 from promptbus.settings import ClientConfig, KafkaSettings
 
 MAX_RECORDS = 1_000  # per read
-TOPIC_GRACE_S = 1.0  # a topic created a moment ago is not yet known to every broker
+TOPIC_GRACE_S = 0.5  # a topic created a moment ago is not yet known to every broker
 
 T = TypeVar("T")
 
@@ -70,7 +71,10 @@ class ReplyReader:
             "enable.auto.offset.store": False,
             "allow.auto.create.topics": False,
         }
-        self._consumer = Consumer({**config, "error_cb": self._notes.note}, logger=LOG)
+        try:
+            self._consumer = Consumer({**config, "error_cb": self._notes.note}, logger=LOG)
+        except KafkaException as exception:
+            raise settings_refused(exception) from None
 
     def open(self, timeout_s: float, *, start: Literal["end", "beginning"] = "end") -> None:
         """Assign every partition; from then on, whatever is written after this call is read.

@@ -23,6 +23,7 @@ from promptbus.kafka_errors import (
     ConnectionNotes,
     describe,
     error_of,
+    settings_refused,
 )
 from promptbus.messages import message_bytes
 from promptbus.settings import ClientConfig, KafkaSettings
@@ -72,7 +73,10 @@ class RequestWriter:
             "acks": "all",
             "enable.idempotence": True,
         }
-        self._producer = Producer({**config, "error_cb": self._notes.note}, logger=LOG)
+        try:
+            self._producer = Producer({**config, "error_cb": self._notes.note}, logger=LOG)
+        except KafkaException as exception:
+            raise settings_refused(exception) from None
         self._limit: int | None = None
         self._limit_read = False
         self._limit_lock = threading.Lock()

@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from promptbus.client_options import DEFAULT_TIMEOUT_S
 from promptbus.commands.outcome import ERROR_REPLY, NO_REPLY, OK, USAGE, say
 from promptbus.errors import ReplyTimeout
 from promptbus.messages import Reply, Request
+from promptbus.prompts import DEFAULT_TIMEOUT_S
 
 SUMMARY = "ask one prompt, print the answer"
 

@@ -13,6 +13,7 @@ from promptbus.errors import (
     PromptBusError,
     PromptError,
     ReplyTimeout,
+    SettingsRefused,
     TopicMissing,
 )
 from promptbus.messages import InvalidReply, InvalidRequest
@@ -21,6 +22,7 @@ OK: Final = 0
 ERROR_REPLY: Final = 1
 USAGE: Final = 2
 NO_REPLY: Final = 3
+INTERRUPTED: Final = 130
 
 # the first that fits
 _CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
@@ -28,6 +30,7 @@ _CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (InvalidReply, ERROR_REPLY),
     (InvalidRequest, USAGE),
     (MessageTooLarge, USAGE),
+    (SettingsRefused, USAGE),
     (ReplyTimeout, NO_REPLY),
     (KafkaUnavailable, NO_REPLY),
     (TopicMissing, NO_REPLY),

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from promptbus.commands.outcome import NO_REPLY, OK, USAGE, say
+from promptbus.commands.outcome import INTERRUPTED, NO_REPLY, OK, USAGE, say
 from promptbus.errors import MessageTooLarge, PromptBusError
 from promptbus.progress import Progress
 from promptbus.request_lines import BadLine, RequestLine, read_requests
@@ -124,6 +124,7 @@ def send(lines: Iterator[RequestLine], name: str, skipped: Skipped) -> int:
             failure = failure or error
 
     stopped: BadLine | None = None
+    interrupted = False
     try:
         for line in lines:
             try:
@@ -140,7 +141,9 @@ def send(lines: Iterator[RequestLine], name: str, skipped: Skipped) -> int:
         stopped = bad
     except PromptBusError as error:
         failure = failure or error
-    left = writer.flush(FLUSH_S if failure is None else 1.0)
+    except KeyboardInterrupt:
+        interrupted = True
+    left = writer.flush(FLUSH_S if failure is None and not interrupted else 1.0)
     writer.close()
     progress.clear()
     if stopped is not None:
@@ -151,6 +154,8 @@ def send(lines: Iterator[RequestLine], name: str, skipped: Skipped) -> int:
     say(
         f"sent {taken:,} request{'s' if taken != 1 else ''} to {topic!r} in {progress.elapsed_s:,.1f} s ({rate:,.0f}/s){skipped}"
     )
+    if interrupted:
+        return INTERRUPTED
     if failure is not None or left:
         return NO_REPLY
     return OK if stopped is None else USAGE

@@ -233,6 +233,22 @@ def test_send_wait_gives_up_when_nothing_arrives(
     assert b"1 unanswered" in done.stderr
 
 
+def test_send_is_interrupted_and_says_how_far_it_came(environment: dict[str, str], tmp_path: Path) -> None:
+    import os
+
+    fifo = tmp_path / "endless"
+    os.mkfifo(fifo)
+    process = started(["send", str(fifo)], environment, tmp_path)
+    with fifo.open("wb", buffering=0) as file:
+        file.write(b'{"prompt": "a"}\n' * 1_000)
+        # the pipe is empty when all of it was read
+        _until_read(file.fileno())
+        code, out, err = interrupt(process)
+    assert (code, out) == (130, b"")
+    assert b" requests to " in err
+    assert b"Traceback" not in err
+
+
 def test_send_to_a_topic_that_is_missing_is_3(environment: dict[str, str], tmp_path: Path) -> None:
     for arguments in (["send", "-"], ["send", "--wait", "-"], ["ask", "x"]):
         done = promptbus(
@@ -298,6 +314,17 @@ def test_a_wrong_worker_setting_is_2(command: str, environment: dict[str, str], 
     done = promptbus([command], environment | {"CONCURRENCY_MIN": "9", "CONCURRENCY_MAX": "3"}, tmp_path)
     assert done.returncode == 2
     assert b"CONCURRENCY_MIN (9) is above CONCURRENCY_MAX (3)" in done.stderr
+
+
+def _until_read(pipe: int) -> None:
+    import fcntl
+    import struct
+    import termios
+
+    until = time.monotonic() + WAIT_S
+    while struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))[0]:
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def _ask_until_seen(client: PromptClient, stdout: int) -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import wait
 
 import pytest
 from confluent_kafka import Message, Producer
+from pydantic import SecretStr
 
 from promptbus import (
     AsyncPromptClient,
@@ -21,6 +22,7 @@ from promptbus import (
     Reply,
     ReplyTimeout,
     Request,
+    SettingsRefused,
 )
 from promptbus.messages import reply_headers
 from promptbus.messages.headers import DEADLINE, REPLY_TOPIC, REQUEST_ID
@@ -214,6 +216,25 @@ class ClientContract:
         client.close()
         with pytest.raises(ClientClosed, match="make a new one"):
             client.ask("x")
+
+    def test_a_defect_in_the_thread_fails_what_waits_and_says_so(
+        self, client: PromptClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(_timeout_s: float) -> list[Message]:
+            raise ZeroDivisionError("a defect")
+
+        future = client.submit("silent", request_id="r-1")
+        monkeypatch.setattr(client._exchange._reader, "read", broken)
+        with pytest.raises(ClientClosed, match=r"a defect.*r-1"):
+            future.result(WAIT_S)
+        with pytest.raises(ClientClosed, match="a defect"):
+            client.ask("x")
+
+    def test_settings_that_librdkafka_refuses_are_a_sentence(self, place: KafkaSettings) -> None:
+        for side in ("kafka_consumer", "kafka_producer"):
+            wrong = place.model_copy(update={side: {"no_such_setting": SecretStr("1")}})
+            with pytest.raises(SettingsRefused, match=r"no\.such\.setting"):
+                PromptClient(settings=wrong)
 
     def test_close_in_a_callback_does_not_wait_for_itself(
         self, place: KafkaSettings, responder: Responder
