@@ -14,12 +14,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
 import psutil
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # exported without __all__
 
 from promptbus.messages import Headers, Reply, decode_reply
@@ -50,7 +51,11 @@ class Workers:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "promptbus", "worker"], env=env, stdout=output, stderr=output
+                [sys.executable, "-m", "promptbus", "worker"],
+                env=env,
+                stdout=output,
+                stderr=output,
+                process_group=0,  # as a shell does for the terminal's foreground job: Ctrl-C is for this group
             )
 
     @property
@@ -85,9 +90,10 @@ class Workers:
         return self
 
     def metrics(self) -> dict[str, float]:
-        """Every sample of /metrics by its full name with labels."""
+        """Every sample of /metrics by its full name with labels; none while it does not answer."""
         samples = {}
-        for line in self.get("/metrics")[1].splitlines():
+        status, body = self.get("/metrics")
+        for line in body.splitlines() if status == 200 else []:
             if line and not line.startswith("#"):
                 name, value = line.rsplit(" ", 1)
                 samples[name] = float(value)
@@ -136,12 +142,14 @@ class System:
             {
                 "bootstrap.servers": self.kafka.bootstrap,
                 "linger.ms": 5,
+                "enable.idempotence": True,  # a broker that dies must not make two requests of one
                 "partitioner": "murmur2_random",
                 **_QUIET,
             }
         )
         self._reader = Reader(self.kafka.bootstrap, self.replies, self.partitions)
         self._dead_reader = Reader(self.kafka.bootstrap, self.dead, 1)
+        self._readers: list[Reader] = []
 
     def create(self, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> None:
         """Make a topic."""
@@ -203,6 +211,37 @@ class System:
         assert self._producer.flush(60) == 0
         assert not failures, failures[:3]
 
+    def send(self, sendings: Sequence[Sending], within_s: float = 120.0) -> list[tuple[int, int]]:
+        """Publish each as it is, and wait until the broker has them all; the partition and offset of each."""
+        places: list[tuple[int, int] | None] = [None] * len(sendings)
+        failures: list[str] = []
+
+        def delivered(index: int, error: KafkaError | None, message: Message) -> None:
+            partition, offset = message.partition(), message.offset()
+            if error is not None or partition is None or offset is None:
+                failures.append(str(error))
+            else:
+                places[index] = (partition, offset)
+
+        for index, sending in enumerate(sendings):
+            while True:
+                try:
+                    self._producer.produce(
+                        self.requests,
+                        sending.value,
+                        sending.key,
+                        sending.partition,
+                        headers=list(sending.headers),
+                        on_delivery=partial(delivered, index),
+                    )
+                    break
+                except BufferError:
+                    self._producer.poll(0.1)
+            self._producer.poll(0)
+        assert self._producer.flush(within_s) == 0
+        assert not failures, failures[:3]
+        return [place for place in places if place is not None]
+
     def ask(self, ids: Sequence[str], **options: object) -> None:
         """Requests whose prompt names their id."""
         self.publish([{"request_id": i, "prompt": f"tell me about {i}", **options} for i in ids])
@@ -214,6 +253,16 @@ class System:
     def collected(self, for_s: float = 1.0) -> Replies:
         """All replies so far, after nothing new came for a while."""
         return self._reader.quiet(for_s)
+
+    def reply_records(self, count: int, within_s: float = 120.0) -> list[Read]:
+        """Reply records as they stand on the topic, from its beginning. Not together with `collect`."""
+        return self._reader.records(count, within_s)
+
+    def reader(self, topic: str, partitions: int) -> Reader:
+        """A reader of another topic; it is closed with the test."""
+        reader = Reader(self.kafka.bootstrap, topic, partitions)
+        self._readers.append(reader)
+        return reader
 
     def dead_letters(self, count: int, within_s: float = 30.0) -> list[Read]:
         """Read dead letters until there are `count`."""
@@ -235,15 +284,30 @@ class System:
             workers.kill()
         self._reader.close()
         self._dead_reader.close()
+        for reader in self._readers:
+            reader.close()
+
+
+@dataclass(frozen=True)
+class Sending:
+    """A record to publish. `partition` -1: as the key says."""
+
+    value: bytes | None
+    key: bytes | None = None
+    headers: Headers = ()
+    partition: int = -1
 
 
 @dataclass(frozen=True)
 class Read:
-    """A record that was read."""
+    """A record that was read. `headers`: of names given twice, the last one; `pairs`: all, in their order."""
 
     key: bytes | None
     value: bytes | None
     headers: dict[str, bytes | None]
+    pairs: tuple[tuple[str, bytes | None], ...] = ()
+    partition: int = -1
+    timestamp_ms: int = -1
 
 
 @dataclass
@@ -292,7 +356,16 @@ class Reader:
         for message in messages:
             headers = message.headers() or []
             pairs = headers.items() if isinstance(headers, dict) else headers
-            self.read.append(Read(message.key(), message.value(), dict(pairs)))  # type: ignore[arg-type]  # always bytes
+            self.read.append(
+                Read(
+                    message.key(),
+                    message.value(),
+                    dict(pairs),  # type: ignore[arg-type]  # always bytes
+                    tuple(pairs),  # type: ignore[arg-type]  # always bytes
+                    message.partition() or 0,
+                    message.timestamp()[1],
+                )
+            )
         return len(messages)
 
     def _parse(self) -> Replies:
