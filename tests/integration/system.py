@@ -258,6 +258,10 @@ class System:
         """Reply records as they stand on the topic, from its beginning. Not together with `collect`."""
         return self._reader.records(count, within_s)
 
+    def all_reply_records(self, for_s: float = 1.0) -> list[Read]:
+        """As `reply_records`, whatever is there after nothing new came for a while."""
+        return self._reader.all_records(for_s)
+
     def reader(self, topic: str, partitions: int) -> Reader:
         """A reader of another topic; it is closed with the test."""
         reader = Reader(self.kafka.bootstrap, topic, partitions)
@@ -389,6 +393,12 @@ class Reader:
         while self._poll(for_s):
             pass
         return self._parse()
+
+    def all_records(self, for_s: float) -> list[Read]:
+        """Until nothing new came for a while."""
+        while self._poll(for_s):
+            pass
+        return self.read
 
     def records(self, count: int, within_s: float) -> list[Read]:
         """Until there are `count` records."""
