@@ -19,7 +19,7 @@ from promptbus import PromptBusError, PromptClient, Reply, ReplyTimeout
 from stack.errors import StackError
 from stack.kafka import Kafka
 from stack.ports import free_ports
-from stack.process import tail
+from stack.process import end_like_an_interrupt, tail
 from stack.services import (
     Existing,
     chosen_engine,
@@ -53,6 +53,7 @@ class Services:
 
 
 def main() -> int:
+    end_like_an_interrupt()
     folder = Path(tempfile.mkdtemp(prefix="promptbus-demo-"))
     started = time.monotonic()
     logs: dict[str, Path] = {}
@@ -109,7 +110,7 @@ def _start(existing: Existing, folder: Path, logs: dict[str, Path], undo: ExitSt
     logs["worker"] = folder / "worker.log"
     with _timed("two workers"):
         cwd = Path.cwd() if existing else folder
-        worker = start_worker(environment, metrics_port, logs["worker"], cwd)
+        worker = start_worker(environment, metrics_port, logs["worker"], cwd, remove_if_orphaned=[folder])
     undo.callback(worker.stop)
     return Services(bootstrap, engines, logs)
 

@@ -38,6 +38,16 @@ def server_environment(
     return kept | dict(extra or {})
 
 
+def end_like_an_interrupt() -> None:
+    """SIGTERM and a closed terminal shall clean up as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGHUP, interrupt)
+
+
 def tail(log: Path, lines: int = 30) -> str:
     """The last lines of a log, at most 16 KiB of it; empty when there is none."""
     try:

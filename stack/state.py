@@ -20,7 +20,8 @@ from pathlib import Path
 from stack.cache import PROJECT
 from stack.errors import StackError
 
-FOLDER = PROJECT / ".stack"
+# Tests have a folder of their own, so that they leave the developer's services alone.
+FOLDER = Path(os.environ.get("PROMPTBUS_STACK_FOLDER") or PROJECT / ".stack")
 STATE = FOLDER / "state.json"
 ENV = FOLDER / "env"
 

@@ -219,7 +219,15 @@ class Triton:
             shm_prefix=self.shm_prefix,
             remove_if_orphaned=[folder] if self._own_folder else [],
         )
-        self.process.wait_ready(lambda: self.ready, START_TIMEOUT_S, lambda log: _explain(log, ports))
+        self.process.wait_ready(
+            lambda: self._started(ports), START_TIMEOUT_S, lambda log: _explain(log, ports)
+        )
+
+    def _started(self, ports: tuple[int, int, int]) -> bool:
+        # Without its metrics port Triton runs on, with only a line in the log.
+        if "failed to start Metrics service" in self.tail(20):
+            raise PortTaken(taken_sentence(ports[2], "Triton's metrics"))
+        return self.ready and http_get(ports[2], "/metrics") is not None
 
     def _native_command(self, models: Path, ports: tuple[int, int, int]) -> list[str]:
         server = contents.triton_server().require() / "pytriton" / "tritonserver" / "bin" / "tritonserver"

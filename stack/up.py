@@ -14,7 +14,7 @@ from stack.cache import PROJECT
 from stack.errors import StackError
 from stack.kafka import Kafka
 from stack.ports import free_ports, holder, is_free
-from stack.process import Process
+from stack.process import Process, end_like_an_interrupt
 from stack.services import Existing, chosen_engine, existing_services, make_topics
 from stack.triton import Triton
 from stack.worker import service_environment, start_worker
@@ -24,6 +24,7 @@ LOGS = {"Kafka": "kafka/node-1/kafka.log", "Triton": "triton/triton.log", "worke
 
 
 def main() -> int:
+    end_like_an_interrupt()
     try:
         with state.locked():
             return _up()
