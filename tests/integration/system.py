@@ -262,6 +262,12 @@ class System:
         """As `reply_records`, whatever is there after nothing new came for a while."""
         return self._reader.all_records(for_s)
 
+    def reply_to(self, request_id: str, within_s: float = 60.0) -> Read:
+        """The first reply record to this request. Not together with `collect`."""
+        return self._reader.find(
+            lambda record: record.headers.get("request-id") == request_id.encode(), within_s
+        )
+
     def reader(self, topic: str, partitions: int) -> Reader:
         """A reader of another topic; it is closed with the test."""
         reader = Reader(self.kafka.bootstrap, topic, partitions)
@@ -393,6 +399,17 @@ class Reader:
         while self._poll(for_s):
             pass
         return self._parse()
+
+    def find(self, wanted: Callable[[Read], bool], within_s: float) -> Read:
+        """The first record that is `wanted`."""
+        deadline = time.monotonic() + within_s
+        while True:
+            for record in self.read:
+                if wanted(record):
+                    return record
+            left = deadline - time.monotonic()
+            assert left > 0, f"not among {len(self.read)} records within {within_s:g} s"
+            self._poll(min(0.2, left))
 
     def all_records(self, for_s: float) -> list[Read]:
         """Until nothing new came for a while."""
