@@ -278,6 +278,10 @@ class System:
         """Read dead letters until there are `count`."""
         return self._dead_reader.records(count, within_s)
 
+    def all_dead_letters(self, for_s: float = 1.0) -> list[Read]:
+        """All dead letters, after nothing new came for a while."""
+        return self._dead_reader.all_records(for_s)
+
     def committed(self) -> int:
         """The sum of the group's committed offsets over all partitions."""
         config = {"bootstrap.servers": self.kafka.bootstrap, "group.id": self.group, **_QUIET}
