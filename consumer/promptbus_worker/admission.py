@@ -75,8 +75,10 @@ class Admission:
         pending.correlation_id = headers.correlation_id
         pending.traceparent = headers.traceparent
         pending.tracestate = headers.tracestate
-        value = record.value
         try:
+            # First where replies go: whatever else is wrong, its sender reads it there.
+            topic_problem = self._set_reply_topic(pending, headers.reply_topic)
+            value = record.value
             if value is not None and len(value) > limits.max_bytes:
                 raise _Refused(
                     ErrorCode.TOO_LARGE,
@@ -86,15 +88,9 @@ class Admission:
             if request.request_id is not None:
                 pending.request_id = request.request_id
             pending.metadata = request.metadata
-            if headers.problem is not None:
-                raise _Refused(ErrorCode.INVALID_REQUEST, headers.problem)
-            if headers.reply_topic is not None and headers.reply_topic != limits.reply_topic:
-                if headers.reply_topic not in limits.reply_topics_allowed:
-                    raise _Refused(
-                        ErrorCode.INVALID_REQUEST,
-                        "header reply-topic names a topic that is not in KAFKA_REPLY_TOPICS_ALLOWED",
-                    )
-                pending.reply_topic = headers.reply_topic
+            problem = record.problem or headers.problem or topic_problem
+            if problem is not None:
+                raise _Refused(ErrorCode.INVALID_REQUEST, problem)
             self._fill(pending, request)
             if headers.deadline_ms is not None:
                 pending.expires_at = now + (headers.deadline_ms - wall_ms) / 1000
@@ -108,6 +104,15 @@ class Admission:
         except _Refused as error:
             return Rejection(pending, error.code, error.message, dead_letter=False)
         return pending
+
+    def _set_reply_topic(self, pending: Pending, topic: str | None) -> str | None:
+        """What is wrong with the header, if anything."""
+        if topic is None or topic == self._limits.reply_topic:
+            return None
+        if topic not in self._limits.reply_topics_allowed:
+            return "header reply-topic names a topic that is not in KAFKA_REPLY_TOPICS_ALLOWED"
+        pending.reply_topic = topic
+        return None
 
     def bare(self, record: Record) -> Pending:
         """What any record gets, whatever is in it: the derived request id and the default reply topic."""

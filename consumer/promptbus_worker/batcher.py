@@ -68,12 +68,14 @@ class Batcher:
         self._count += 1
 
     def put_back(self, requests: Iterable[Pending]) -> None:
-        """Requests that were dispatched wait again, in front, in their old order; their wait counts from before."""
+        """Requests that were dispatched wait again, in front of those that came after them."""
         for request in sorted(requests, key=_age, reverse=True):
             request.phase = Phase.WAITING
-            (self._alone if request.attempts >= LAST_ATTEMPT - 1 else self._group(request)).appendleft(
-                request
-            )
+            queue = self._alone if request.attempts >= LAST_ATTEMPT - 1 else self._group(request)
+            if queue and _age(request) > _age(queue[-1]):
+                queue.append(request)
+            else:
+                queue.appendleft(request)
             self._count += 1
 
     def take(self, now: float, *, draining: bool = False, blocked: Collection[str] = ()) -> Batch | None:
@@ -101,11 +103,11 @@ class Batcher:
         request.phase = Phase.IN_FLIGHT
         return request
 
-    def next_due(self, now: float) -> float | None:
+    def next_due(self, now: float, blocked: Collection[str] = ()) -> float | None:
         """Seconds until a lingering batch may leave, or None if none lingers."""
-        if not self._linger_s or not self._groups:
-            return None
-        return max(0.0, min(g[0].waiting_since for g in self._groups.values()) + self._linger_s - now)
+        lingering = [group[0] for (model, _), group in self._groups.items() if model not in blocked]
+        due = [request.waiting_since + self._linger_s - now for request in lingering]
+        return min((seconds for seconds in due if seconds > 0), default=None)
 
     def discard(self, request: Pending) -> None:
         """Take one waiting request out. It is rare, so it may cost a walk along the queue."""

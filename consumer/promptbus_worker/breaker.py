@@ -8,12 +8,13 @@
     CLOSED     16 single-request model errors     OPEN
                without a success
     OPEN       back-off over, probe taken         PROBING
-    PROBING    success                            CLOSED
+    PROBING    the probe was answered             CLOSED; the back-off is forgotten only if it was a request
     PROBING    failure                            OPEN, with twice the back-off
     OPEN       success of a call from before      OPEN: only a probe closes it
 
-The same object remembers when the model last answered anybody, which is what decides whether a model error may be
-charged to a request (DESIGN rule 9).
+The breaker is also the witness in two questions of guilt. A model error is charged to a request only if the model
+has answered another *request* since (`answered_since`; our own probe proves too little: a model may say "pong" and
+fail on everything else). A third time-out is final only if the model has worked at all since (`worked_since`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,16 @@ class State(Enum):
 class Breaker:
     """One model's breaker."""
 
-    __slots__ = ("_backoff_s", "_failures", "_last_success_began", "_resume_at", "_single_errors", "state")
+    __slots__ = (
+        "_answered_began",
+        "_backoff_s",
+        "_failures",
+        "_probes_failed",
+        "_resume_at",
+        "_single_errors",
+        "_worked_began",
+        "state",
+    )
 
     def __init__(self) -> None:
         self.state = State.CLOSED
@@ -49,12 +59,19 @@ class Breaker:
         self._backoff_s = FIRST_BACKOFF_S
         self._failures = 0
         self._single_errors = 0
-        self._last_success_began = float("-inf")
+        self._probes_failed = 0
+        self._answered_began = float("-inf")
+        self._worked_began = float("-inf")
 
     @property
     def is_open(self) -> bool:
         """Whether ordinary calls are held back until a probe succeeds."""
         return self.state is not State.CLOSED
+
+    @property
+    def is_down(self) -> bool:
+        """Whether a probe has failed since it opened: not a hiccup, worth pausing the partitions."""
+        return self.is_open and self._probes_failed > 0
 
     def may_call(self, now: float) -> bool:
         """Whether an ordinary batch may go out."""
@@ -71,8 +88,12 @@ class Breaker:
         return self._resume_at - now
 
     def answered_since(self, moment: float) -> bool:
-        """Whether a call that began after `moment` succeeded."""
-        return self._last_success_began > moment
+        """Whether a call that began after `moment` answered requests."""
+        return self._answered_began > moment
+
+    def worked_since(self, moment: float) -> bool:
+        """Whether any call that began after `moment` succeeded, our own probe included."""
+        return self._worked_began > moment
 
     def probe(self) -> None:
         """A probe goes out. Raises BreakerError unless the breaker is open."""
@@ -80,19 +101,26 @@ class Breaker:
             raise BreakerError(f"no probe while {self.state.name}")
         self.state = State.PROBING
 
-    def probe_succeeded(self, began: float) -> None:
-        """The probe that began then was answered."""
+    def probe_succeeded(self, began: float, *, by_request: bool) -> None:
+        """The probe that began then was answered; `by_request`: it was somebody's, not our own."""
         self._end_probe(State.CLOSED)
-        self.succeeded(began)
+        self._probes_failed = 0
+        self._failures = self._single_errors = 0
+        self._resume_at = float("-inf")
+        self._worked_began = max(self._worked_began, began)
+        if by_request:
+            self.succeeded(began)
 
     def probe_failed(self, now: float) -> None:
         """The probe failed: wait longer."""
         self._end_probe(State.OPEN)
+        self._probes_failed += 1
         self._back_off(now)
 
     def succeeded(self, began: float) -> None:
-        """A call that began then was answered."""
-        self._last_success_began = max(self._last_success_began, began)
+        """A call that began then answered requests."""
+        self._answered_began = max(self._answered_began, began)
+        self._worked_began = max(self._worked_began, began)
         self._failures = self._single_errors = 0
         if self.state is State.CLOSED:
             self._backoff_s = FIRST_BACKOFF_S
@@ -108,8 +136,8 @@ class Breaker:
         if now >= self._resume_at:  # failures of the same moment are one reason to wait, not many
             self._back_off(now)
 
-    def single_model_error(self, now: float) -> None:
-        """A request failed alone with a model error, and nobody was answered since."""
+    def single_error(self, now: float) -> None:
+        """A request failed alone, and nobody can say yet whether it is to blame."""
         if self.state is not State.CLOSED:
             return
         self._single_errors += 1

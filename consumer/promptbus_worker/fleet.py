@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 0.2
 # Beyond WORKER_DRAIN_S the worker still flushes, commits and leaves the group.
-_KILL_MARGIN_S = 5.0
+_KILL_MARGIN_S = 10.0
 
 
 class _Slot:

@@ -18,15 +18,10 @@ from typing import TYPE_CHECKING, Protocol, cast
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from promptbus.messages import Headers
+from promptbus_worker.commits import Commits
 from promptbus_worker.deadline import Clock, Deadline
-from promptbus_worker.kafka_outcomes import (
-    CommitAction,
-    ConsumerAction,
-    commit_verdict,
-    consumer_verdict,
-    stop_sentence,
-)
-from promptbus_worker.ledger import Commit, Ledger, Ownership
+from promptbus_worker.kafka_outcomes import ConsumerAction, consumer_verdict, needs_operator, stop_sentence
+from promptbus_worker.ledger import Ledger, Ownership
 from promptbus_worker.positions import Positions
 from promptbus_worker.record import Record
 
@@ -35,13 +30,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-COMMIT_EVERY_S = 0.1
 POLL_S = 0.1
 WAIT_FOR_ROOM_S = 0.2
 PAUSE_AFTER_S = 2.0
 """Without room for this long, partitions are paused and polling goes on. Pausing throws prefetched records away."""
 MAX_POLL_RECORDS = 500
-COMMIT_TIMEOUT_S = 5.0
+MAX_SPAN = 200_000
+"""Most offsets kept above the watermarks: one request that hangs may hold so many settled ones back, and no more."""
+CLOSING_COMMIT_S = 3.0
 
 
 class Loop(Protocol):
@@ -63,8 +59,8 @@ class Loop(Protocol):
         """Nothing more will come: give back what was not dispatched of these partitions."""
         ...
 
-    def stop(self, reason: str) -> None:
-        """The worker cannot go on; `reason` is a sentence for the operator."""
+    def stop(self, reason: str, restart: bool) -> None:
+        """The worker cannot go on; `reason` is a sentence for the operator. `restart`: a new process may mend it."""
         ...
 
 
@@ -86,7 +82,7 @@ class Intake:
         make_consumer: Callable[[dict[str, object]], Consumer] = Consumer,
     ) -> None:
         """`max_records` and `max_bytes` bound what is in hand; the consumer is made in `run`."""
-        self._config = {**consumer_config, "on_commit": self._on_commit}
+        self._config = {**consumer_config, "error_cb": self._client_error}
         self._topic = topic
         self._positions = positions
         self._loop = loop
@@ -97,9 +93,10 @@ class Intake:
         self._clock = clock
         self._make_consumer = make_consumer
         self._ledger = Ledger()
+        self._commits = Commits(self._ledger, metrics, self._stop, clock)
+        self._config["on_commit"] = self._commits.answered
         self._unpositioned: list[Ownership] = []
         self._done: SimpleQueue[tuple[bool, list[Record]]] = SimpleQueue()  # (settled?, records)
-        self._commit_at = 0.0
         self._no_room_since: float | None = None
         self._paused: bool | None = False  # None: unknown, for the set of partitions has changed
         self._held = False
@@ -152,12 +149,12 @@ class Intake:
                     self.progress_at = self._clock()
                     self._step(consumer)
                 self._take_done(0)
-                self._commit_now(consumer, None)
+                self._commits.send_last(consumer, CLOSING_COMMIT_S)
             finally:
                 consumer.close()
         except Exception as error:
             log.exception("the consumer thread failed")
-            self._stop(f"The Kafka consumer failed: {error}")
+            self._stop(f"The Kafka consumer failed: {error}", restart=True)
 
     def _step(self, consumer: Consumer) -> None:
         self._take_done(0)
@@ -165,9 +162,7 @@ class Intake:
             self._draining = True
             self._loop.drain_now(self._ledger.ownerships())
         now = self._clock()
-        if now >= self._commit_at:
-            self._commit_at = now + COMMIT_EVERY_S
-            self._commit(consumer)
+        self._commits.send_if_due(consumer)
         self._find_positions(consumer)
         room = self._room()
         if room > 0:
@@ -187,7 +182,7 @@ class Intake:
             self._loop.accept(records)
 
     def _room(self) -> int:
-        if self._ledger.bytes_in_hand >= self._max_bytes:
+        if self._ledger.bytes_in_hand >= self._max_bytes or self._ledger.span >= MAX_SPAN:
             return 0
         return min(MAX_POLL_RECORDS, self._max_records - self._ledger.records_in_hand)
 
@@ -216,31 +211,37 @@ class Intake:
         ownership = self._ledger.owned(topic, partition)
         if ownership is None or ownership in self._unpositioned or self._draining or self._stopped:
             return None
-        key, value, headers = message.key(), message.value(), cast(Headers | None, message.headers())
+        key, value = message.key(), message.value()
+        headers, problem = _headers(message)
         # Python's objects around a record take about as much as a short prompt.
         size = (len(value) if value else 0) + (len(key) if key else 0) + 500
         if not self._ledger.track(ownership, offset, size):
             return None
         _, timestamp_ms = message.timestamp()
-        return Record(ownership, offset, timestamp_ms, key, value, headers, size, now)
+        return Record(ownership, offset, timestamp_ms, key, value, headers, size, now, problem)
+
+    def _client_error(self, error: KafkaError) -> None:
+        """The error callback, inside poll: the only place where a fatal error says that it is one."""
+        if error.fatal():
+            self._stop(stop_sentence(error.name(), error.str()), restart=not needs_operator(error.name()))
 
     def _consumer_error(self, error: KafkaError) -> None:
         name = error.name()
         match consumer_verdict(name, fatal=error.fatal(), retriable=error.retriable()):
             case ConsumerAction.STOP:
-                self._stop(stop_sentence(name, error.str()))
+                self._stop(stop_sentence(name, error.str()), restart=not needs_operator(name))
             case ConsumerAction.LOST:
                 log.warning("the group went on without this worker", extra={"error": name})
                 self._end(self._ledger.ownerships())
             case ConsumerAction.CARRY_ON:
                 log.info("Kafka", extra={"error": name, "detail": error.str()})
 
-    def _stop(self, reason: str) -> None:
+    def _stop(self, reason: str, restart: bool) -> None:
         if not self._stopped:
             self._stopped = True
-            self._loop.stop(reason)
+            self._loop.stop(reason, restart)
 
-    # -- settled records and commits
+    # -- settled records
 
     def _take_done(self, timeout_s: float) -> None:
         """Empty the queue of settled and released records; if it is empty, wait up to `timeout_s` for the first."""
@@ -257,78 +258,29 @@ class Intake:
         except Empty:
             return
 
-    def _commit(self, consumer: Consumer) -> None:
-        commits = self._ledger.take_commits()
-        if commits:
-            try:
-                consumer.commit(offsets=_offsets(commits), asynchronous=True)
-            except KafkaException as error:
-                self._commit_errors(commits, error.args[0])
-
-    def _commit_now(self, consumer: Consumer, ownerships: Sequence[Ownership] | None) -> None:
-        commits = self._ledger.take_commits(ownerships)
-        if not commits:
-            return
-        try:
-            answers = consumer.commit(offsets=_offsets(commits), asynchronous=False)
-        except KafkaException as error:
-            self._commit_errors(commits, error.args[0])
-        else:
-            self._on_commit(None, answers)
-
-    def _on_commit(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
-        """The answer to a commit: each partition has its own (some may be committed although the call failed)."""
-        for partition in partitions:
-            self._commit_answer(partition.topic, partition.partition, partition.error or error)
-
-    def _commit_errors(self, commits: Sequence[Commit], error: KafkaError) -> None:
-        for commit in commits:
-            self._commit_answer(commit.topic, commit.partition, error)
-
-    def _commit_answer(self, topic: str, partition: int, error: KafkaError | None) -> None:
-        if error is None:
-            self._metrics.commits_total["ok"].inc()
-            return
-        name = error.name()
-        where = {"topic": topic, "partition": partition, "error": name}
-        match commit_verdict(name, fatal=error.fatal(), retriable=error.retriable()):
-            case CommitAction.OK:
-                self._metrics.commits_total["ok"].inc()
-            case CommitAction.LOST:
-                # Not the end of the epoch yet: the callback that follows says whose the partition is.
-                self._metrics.commits_total["lost"].inc()
-                self._ledger.commit_failed(topic, partition)
-                log.warning("a commit came too late: the group has moved on", extra=where)
-            case CommitAction.RETRY:
-                self._metrics.commits_total["error"].inc()
-                self._ledger.commit_failed(topic, partition)
-                log.warning("a commit failed, trying again", extra=where)
-            case CommitAction.STOP:
-                self._metrics.commits_total["error"].inc()
-                self._stop(stop_sentence(name, error.str()))
-
     # -- rebalance, on this thread inside poll and close
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances_total["assign"].inc()
         self.joined = True
         try:
-            for partition in partitions:
-                old = self._ledger.owned(partition.topic, partition.partition)
-                if old is not None:  # assigned again without a word: whatever we hold is of an old epoch
-                    self._end([old])
-                ownership = self._ledger.assign(partition.topic, partition.partition)
-                self._unpositioned.append(ownership)
-            found = self._positions.find(consumer, self._unpositioned)
-            self._positions.begin(consumer, found, self._unpositioned)
+            new = [self._begin_epoch(partition) for partition in partitions]
+            found = self._positions.find(consumer, new)
+            self._positions.begin(consumer, found, new)
             for ownership, position in found.items():
                 self._ledger.begin(ownership, position.offset, committed=position.committed)
-                self._unpositioned.remove(ownership)
+            self._unpositioned += [ownership for ownership in new if ownership not in found]
             self._paused = None
             self._log_owned("assigned", partitions)
         except Exception as error:
             log.exception("partitions could not be taken over")
-            self._stop(f"Partitions could not be taken over: {error}")
+            self._stop(f"Partitions could not be taken over: {error}", restart=True)
+
+    def _begin_epoch(self, partition: TopicPartition) -> Ownership:
+        old = self._ledger.owned(partition.topic, partition.partition)
+        if old is not None:  # assigned again without a word: whatever we hold is of an old epoch
+            self._end([old])
+        return self._ledger.assign(partition.topic, partition.partition)
 
     def _find_positions(self, consumer: Consumer) -> None:
         if not self._unpositioned:
@@ -346,22 +298,26 @@ class Intake:
             ownerships = self._owned(partitions)
             deadline = Deadline(self._revoke_s, self._clock)
             self._loop.release(ownerships)
-            while self._ledger.in_hand(ownerships) and not deadline.expired:
+            while self._ledger.in_hand(ownerships) and not deadline.expired and not self._finishing.is_set():
                 self._take_done(deadline.remaining_s(at_most=0.05))
                 self.progress_at = self._clock()
             self._take_done(0)
             left = self._ledger.in_hand(ownerships)
-            self._commit_now(consumer, ownerships)
+            self._commits.send_for(consumer, ownerships)
             self._end(ownerships)
             self._log_owned("revoked", partitions, unfinished=left)
         except Exception as error:
             log.exception("partitions could not be handed over")
-            self._stop(f"Partitions could not be handed over: {error}")
+            self._stop(f"Partitions could not be handed over: {error}", restart=True)
 
     def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances_total["lost"].inc()
-        self._end(self._owned(partitions))
-        self._log_owned("lost", partitions)
+        try:
+            self._end(self._owned(partitions))
+            self._log_owned("lost", partitions)
+        except Exception as error:
+            log.exception("lost partitions could not be let go")
+            self._stop(f"Lost partitions could not be let go: {error}", restart=True)
 
     def _owned(self, partitions: Sequence[TopicPartition]) -> list[Ownership]:
         found = (self._ledger.owned(partition.topic, partition.partition) for partition in partitions)
@@ -402,5 +358,9 @@ class Intake:
         log.info("partitions %s", event, extra={"topic": self._topic, "partitions": names, **more})
 
 
-def _offsets(commits: Sequence[Commit]) -> list[TopicPartition]:
-    return [TopicPartition(commit.topic, commit.partition, commit.offset) for commit in commits]
+def _headers(message: Message) -> tuple[Headers | None, str | None]:
+    try:
+        return cast(Headers | None, message.headers()), None
+    except Exception:
+        # The client raises SystemError for a header name that is not UTF-8. One record must not stop the worker.
+        return None, "a header's name is not UTF-8"

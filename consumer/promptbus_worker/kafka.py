@@ -38,6 +38,9 @@ def consumer_config(settings: Settings, client_id: str) -> dict[str, object]:
     return {
         # At most this much of prefetched records: the default of 64 MiB alone would make 168 MiB resident.
         "queued.max.messages.kbytes": 8192,
+        # A fetch that has begun with the first partition would keep records of the others waiting for this long.
+        "fetch.wait.max.ms": 100,
+        "reconnect.backoff.ms": 50,
         "max.poll.interval.ms": max(MAX_POLL_INTERVAL_MS, settings.kafka_session_timeout_ms),
         **settings.client_config(),
         **settings.consumer_overrides(),
@@ -62,6 +65,10 @@ def producer_config(settings: Settings, client_id: str, limits: Iterable[int]) -
         "linger.ms": 1,
         "compression.type": "lz4",
         "queue.buffering.max.kbytes": 65_536,
+        # Asking for the producer id right after the connection is up fails more often than not; with the default
+        # back-off of 100 ms and more the first replies would wait for a second.
+        "retry.backoff.ms": 20,
+        "reconnect.backoff.ms": 50,
         **settings.client_config(),
         **settings.producer_overrides(),
         "client.id": client_id,
@@ -121,6 +128,8 @@ def size_limits(admin: AdminClient, topics: Iterable[str]) -> dict[str, int]:
         try:
             config = answers[resource].result(_ADMIN_TIMEOUT_S * 2)
             limits[topic] = int(config["max.message.bytes"].value)
+        except (TimeoutError, KeyError) as error:
+            raise NotYet(f"the configuration of {topic} cannot be read") from error
         except KafkaException as error:
             kafka_error = error.args[0]
             name = kafka_error.name()

@@ -102,6 +102,7 @@ _STOP_SENTENCES: Mapping[str, str] = {
     "_BAD_MSG": "A record in the request topic is corrupt (its checksum is wrong).",
     "_BAD_COMPRESSION": "A record in the request topic cannot be decompressed.",
     "_LOG_TRUNCATION": "The request topic lost records that were already read. Check the brokers, then start again.",
+    "_FATAL": "Kafka's client library has given up for good; the log has its reason.",
     "_FENCED": "A newer instance with the same identity has taken over.",
 }
 
@@ -140,7 +141,6 @@ _LATER = frozenset(
         "NOT_ENOUGH_REPLICAS_AFTER_APPEND",
         "NOT_LEADER_FOR_PARTITION",
         "OFFSET_NOT_AVAILABLE",
-        "OUT_OF_ORDER_SEQUENCE_NUMBER",
         "PREFERRED_LEADER_NOT_AVAILABLE",
         "REBOOTSTRAP_REQUIRED",
         "REPLICA_NOT_AVAILABLE",
@@ -148,7 +148,6 @@ _LATER = frozenset(
         "STALE_MEMBER_EPOCH",  # still a member: the client commits with the new epoch next time
         "THROTTLING_QUOTA_EXCEEDED",
         "UNKNOWN_LEADER_EPOCH",
-        "UNKNOWN_PRODUCER_ID",
         "UNSTABLE_OFFSET_COMMIT",
     }
 )
@@ -169,13 +168,24 @@ _NOT_OURS = frozenset(
 )
 
 
+# How a failure that ended the client is named where the flags are lost: delivery reports and polled messages carry
+# errors whose flags are always false.
+_FATAL = "_FATAL"
+
+
+def needs_operator(name: str) -> bool:
+    """Whether the cause is known to be one that a restart does not mend."""
+    return name in _STOP_SENTENCES and name != _FATAL
+
+
 def delivery_verdict(name: str, *, fatal: bool, retriable: bool) -> DeliveryAction:
     """What to do about a failed delivery report.
 
     A record can be refused as TOO_LARGE because of the batch it was in: whoever handles it compares the record's
-    own size with the topic's limit, and sends it again if that is not the reason.
+    own size with the topic's limit, and sends it again if that is not the reason. A broken sequence of an
+    idempotent producer is not in its power to mend: only a new producer is.
     """
-    if fatal:
+    if fatal or name == _FATAL:
         return DeliveryAction.STOP
     if name in ("_PURGE_QUEUE", "_PURGE_INFLIGHT"):
         return DeliveryAction.DROPPED
@@ -186,7 +196,7 @@ def delivery_verdict(name: str, *, fatal: bool, retriable: bool) -> DeliveryActi
 
 def commit_verdict(name: str, *, fatal: bool, retriable: bool) -> CommitAction:
     """What to do about a commit's error, for the whole commit or for one partition of it."""
-    if fatal:
+    if fatal or name == _FATAL:
         return CommitAction.STOP
     if name in ("NO_ERROR", "_NO_OFFSET"):
         return CommitAction.OK
@@ -201,7 +211,7 @@ def consumer_verdict(name: str, *, fatal: bool, retriable: bool) -> ConsumerActi
     Most of them only inform: the client reconnects and rejoins by itself. So what is not known to need a person
     is logged and carried on with.
     """
-    if fatal:
+    if fatal or name == _FATAL:
         return ConsumerAction.STOP
     if name in ("_MAX_POLL_EXCEEDED", "_ASSIGNMENT_LOST"):
         return ConsumerAction.LOST

@@ -82,6 +82,11 @@ class Ledger:
         """Bytes of those records."""
         return self._bytes
 
+    @property
+    def span(self) -> int:
+        """Offsets kept over all partitions: those in hand, and those settled above a watermark."""
+        return sum(len(part.unsettled) for part in self._partitions.values())
+
     def assign(self, topic: str, partition: int) -> Ownership:
         """Begin an epoch; nothing can be tracked in it before `begin`.
 

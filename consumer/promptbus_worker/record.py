@@ -22,6 +22,8 @@ class Record(NamedTuple):
     headers: Headers | None
     size: int
     polled_at: float
+    problem: str | None = None
+    """Why headers is None although the record has some: a sentence for its sender."""
 
 
 class Phase(Enum):
@@ -38,8 +40,9 @@ class Pending:
     """A record in hand on its way to exactly one reply.
 
     Owned by the event loop. Times are monotonic seconds. `expires_at` is None without a deadline.
-    `attempts` counts the calls that carried it and may have run. `failures_alone` and `suspect_since` serve
-    DESIGN rule 9: a model error is charged only when the model has answered somebody else since.
+    `attempts` counts the calls that carried it, may have run, and were not narrowed further.
+    `suspect_since` is when the call began that first failed with this request alone, `failed_since` the first that
+    timed out or broke: guilt needs a witness from after that (`runner`).
     """
 
     __slots__ = (
@@ -49,6 +52,7 @@ class Pending:
         "correlation_id",
         "dispatched_at",
         "expires_at",
+        "failed_since",
         "failures_alone",
         "inference_s",
         "inputs",
@@ -88,6 +92,7 @@ class Pending:
         self.attempts = 0
         self.failures_alone = 0
         self.suspect_since: float | None = None
+        self.failed_since: float | None = None
         self.last_failure: CallFailure | None = None
         self.waiting_since = 0.0
         self.dispatched_at: float | None = None

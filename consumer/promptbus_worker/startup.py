@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 
 from promptbus_worker import kafka
 from promptbus_worker.model import InferenceClient, ModelSpec
-from promptbus_worker.outcomes import CallError
+from promptbus_worker.outcomes import CallError, ModelUnusable
 from promptbus_worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,12 @@ async def wait_for_surroundings(
     async def ask_kafka() -> dict[str, int]:
         return await asyncio.to_thread(_topics_and_limits, admin, settings)
 
-    limits = await _wait(f"Kafka at {settings.kafka_bootstrap}", ask_kafka, kafka.NotYet, waiting_for)
+    limits = await _wait(
+        f"Kafka at {settings.kafka_bootstrap}",
+        ask_kafka,
+        lambda error: isinstance(error, kafka.NotYet),
+        waiting_for,
+    )
     specs = {}
     for model in settings.models:
 
@@ -49,8 +54,12 @@ async def wait_for_surroundings(
             return await triton.read_spec(model, settings.triton_model_version)
 
         what = f"Triton at {settings.triton_url} to serve {model}"
-        specs[model] = await _wait(what, ask_triton, CallError, waiting_for)
+        specs[model] = await _wait(what, ask_triton, _may_come, waiting_for)
     return Surroundings(limits, specs)
+
+
+def _may_come(error: BaseException) -> bool:
+    return isinstance(error, CallError) and not isinstance(error, ModelUnusable)
 
 
 def _topics_and_limits(admin: AdminClient, settings: Settings) -> dict[str, int]:
@@ -59,7 +68,10 @@ def _topics_and_limits(admin: AdminClient, settings: Settings) -> dict[str, int]
 
 
 async def _wait(
-    what: str, ask: Callable[[], Awaitable[_T]], not_yet: type[Exception], waiting_for: Callable[[str], None]
+    what: str,
+    ask: Callable[[], Awaitable[_T]],
+    not_yet: Callable[[BaseException], bool],
+    waiting_for: Callable[[str], None],
 ) -> _T:
     said_at = float("-inf")
 
@@ -72,7 +84,7 @@ async def _wait(
 
     waiting_for(what)
     retrying = tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception_type(not_yet),
+        retry=tenacity.retry_if_exception(not_yet),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
         before_sleep=say,
     )

@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from confluent_kafka import KafkaException
+
 from promptbus.messages import Headers, Reply, decode_reply
 from promptbus_worker.admission import Admission, Limits
 from promptbus_worker.batcher import Batcher
@@ -17,6 +19,7 @@ from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec
 from promptbus_worker.outcomes import CallError, CallFailure
 from promptbus_worker.record import Record
 from promptbus_worker.replies import DeliveryError, Replies
+from promptbus_worker.reply_records import ReplyRecords
 from tests.unit.worker.virtual_time import loop
 
 SPEC = ModelSpec(
@@ -46,10 +49,10 @@ LIMITS = Limits(
 
 
 class Refusal:
-    """A Kafka error."""
+    """The error of a delivery report. The real ones never have flags either, whatever the error is."""
 
-    def __init__(self, name: str, *, fatal: bool = False, retriable: bool = False) -> None:
-        self._name, self._fatal, self._retriable = name, fatal, retriable
+    def __init__(self, name: str, *, fatal: bool = False) -> None:
+        self._name, self._fatal = name, fatal
 
     def name(self) -> str:
         return self._name
@@ -61,7 +64,7 @@ class Refusal:
         return self._fatal
 
     def retriable(self) -> bool:
-        return self._retriable
+        return False
 
 
 @dataclass
@@ -82,6 +85,7 @@ class FakeBroker:
         self.answers: Callable[[str, int], Refusal | None] = lambda topic, size: None
         self.queue_size = 10_000
         self.acknowledging = True
+        self._fatal_by: str | None = None
         self._queue: list[tuple[Written, Callable[[DeliveryError | None, object], None]]] = []
 
     def produce(
@@ -93,14 +97,24 @@ class FakeBroker:
         headers: list[tuple[str, bytes | None]],
         on_delivery: Callable[[DeliveryError | None, object], None],
     ) -> None:
+        if self._fatal_by == "produce":
+            raise KafkaException(Refusal("_FATAL", fatal=True))
         if len(self._queue) >= self.queue_size:
             raise BufferError("queue full")
         self._queue.append((Written(topic, value, key, dict(headers)), on_delivery))
+
+    def fail_for_good(self, by: str) -> None:
+        """A fatal error, met in a delivery `report` (by name only), in `produce` or in `poll` (with its flag)."""
+        self._fatal_by = by
+        if by == "report":
+            self.answers = lambda topic, size: Refusal("_FATAL")
 
     def poll(self, timeout: float) -> int:
         assert timeout == 0, "the event loop must never block in poll"
         if not self.acknowledging:
             return 0
+        if self._fatal_by == "poll":
+            raise KafkaException(Refusal("_FATAL", fatal=True))
         queue, self._queue = self._queue, []
         for record, on_delivery in queue:
             refusal = self.answers(record.topic, len(record.value or b""))
@@ -120,6 +134,7 @@ class FakeModel:
         self.poison: set[str] = set()
         self.bad_rows: set[str] = set()
         self.hangs: set[str] = set()
+        self.breaks: set[str] = set()
         self.running = 0
         self.most_running = 0
         self.spec = SPEC
@@ -146,6 +161,8 @@ class FakeModel:
                 raise CallError(self.failure, "/secret/path Traceback")
             await asyncio.sleep(self.latency_s)
             self.before_answer()
+            if self.breaks & set(prompts):
+                raise CallError(CallFailure.CONNECTION, "closed")
             if self.poison & set(prompts):
                 raise CallError(CallFailure.MODEL_ERROR, "Traceback: /secret/path", status=500)
             if len(batch) > self.spec.max_batch_size:
@@ -186,9 +203,7 @@ class Path:
         specs = {"gpt4_nano": SPEC}
         self.replies = Replies(
             self.broker,
-            dead_letter_topic="dead",
-            worker="test-0",
-            limits=self.limits,
+            ReplyRecords(self.limits, dead_letter_topic="dead", worker="test-0"),
             metrics=self.metrics,
             on_settled=self._settled,
             on_stop=self.stopped.append,
@@ -205,6 +220,7 @@ class Path:
             replies=self.replies,
             intake=self,
             metrics=self.metrics,
+            on_stop=self.stopped.append,
             concurrency=self.concurrency,
             timeout_s=self.timeout_s,
             clock=loop().time,

@@ -1,0 +1,197 @@
+"""The parts of a request's path, built and wired for one process, and the way they are taken down.
+
+Two threads meet here: the event loop, which owns everything but the consumer, and the consumer's (`intake`), whose
+calls are handed to the loop one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
+
+from confluent_kafka import Producer
+
+from promptbus_worker import kafka
+from promptbus_worker.admission import Admission, Limits
+from promptbus_worker.batcher import Batcher
+from promptbus_worker.deadline import Deadline
+from promptbus_worker.dispatcher import Dispatcher
+from promptbus_worker.intake import Intake
+from promptbus_worker.ledger import Ownership
+from promptbus_worker.model import InferenceClient, ModelSpec
+from promptbus_worker.positions import Positions
+from promptbus_worker.record import Record
+from promptbus_worker.replies import Producer as ReplyProducer
+from promptbus_worker.replies import Replies
+from promptbus_worker.reply_records import ReplyRecords
+from promptbus_worker.settings import Settings
+from promptbus_worker.startup import Surroundings
+from promptbus_worker.worker_process import Exit
+
+if TYPE_CHECKING:
+    from promptbus_worker.metrics import Metrics
+
+BATCHES_IN_HAND_PER_SLOT = 16
+"""Batches' worth of records in hand per batch in flight: the next ones wait while the last ones' replies settle."""
+MAX_BYTES_IN_HAND = 32 << 20
+CALLS_PER_INSTANCE = 2
+"""Batches in flight per model instance: one runs while the next one waits at Triton's door."""
+CLOSE_S = 5.0
+"""Beyond the drain's own budget: commit, leave the group, end the thread."""
+
+
+class Path:
+    """The parts of a request's path, wired. It is also the event loop's side of the intake."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        triton: InferenceClient,
+        surroundings: Surroundings,
+        metrics: Metrics,
+        on_stop: Callable[[Exit, str], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_stop = on_stop
+        self._drain_begun = asyncio.Event()
+        specs = surroundings.specs
+        slots = concurrency(settings, specs)
+
+        def batch_size(model: str) -> int:
+            return min(specs[model].max_batch_size, settings.batch_max_size or specs[model].max_batch_size)
+
+        self.intake = Intake(
+            kafka.consumer_config(settings, name),
+            settings.kafka_request_topic,
+            positions=Positions(start_at_end=settings.kafka_start == "latest"),
+            loop=self,
+            metrics=metrics,
+            max_records=BATCHES_IN_HAND_PER_SLOT * slots * max(map(batch_size, specs)),
+            max_bytes=MAX_BYTES_IN_HAND,
+            revoke_s=settings.worker_revoke_s,
+        )
+        self.replies = Replies(
+            cast(
+                ReplyProducer, self._producer(settings, name, surroundings.limits)
+            ),  # its annotations are wider
+            ReplyRecords(
+                surroundings.limits, dead_letter_topic=settings.kafka_dead_letter_topic, worker=name
+            ),
+            metrics=metrics,
+            on_settled=self._settled,
+            on_stop=self._restart,
+            clock=time.monotonic,
+            wall_clock=time.time,
+        )
+        self.dispatcher = Dispatcher(
+            admission=Admission(limits_of(settings), specs, settings.models[0]),
+            batcher=Batcher(
+                batch_size, max_bytes=settings.batch_max_bytes, linger_s=settings.batch_linger_ms / 1000
+            ),
+            client=triton,
+            specs=specs,
+            model_version=settings.triton_model_version,
+            replies=self.replies,
+            intake=self.intake,
+            metrics=metrics,
+            on_stop=self._restart,
+            concurrency=slots,
+            timeout_s=settings.triton_timeout_s,
+            clock=time.monotonic,
+            wall_clock=time.time,
+        )
+        self._thread = threading.Thread(target=self.intake.run, name="kafka-consumer", daemon=True)
+
+    def _producer(self, settings: Settings, name: str, limits: Mapping[str, int]) -> Producer:
+        config = kafka.producer_config(settings, name, limits.values())
+        # The only place where a fatal error of the producer says that it is one; heard inside poll, on this loop.
+        config["error_cb"] = lambda error: self.replies.client_error(error)
+        return Producer(config)
+
+    def _restart(self, reason: str) -> None:
+        self._on_stop(Exit.FAILED, reason)
+
+    def start(self) -> None:
+        """Begin to consume."""
+        self._thread.start()
+
+    async def drain(self, budget_s: float) -> bool:
+        """Finish what was dispatched, commit, leave the group. False if the budget ran out before all was done."""
+        deadline = Deadline(budget_s)
+        self.intake.drain()
+        begun = await self._begun(deadline)
+        idle = begun and await self.dispatcher.idle(deadline.remaining_s())
+        acknowledged = begun and await self.replies.all_acknowledged(deadline.remaining_s())
+        await self.dispatcher.stop()
+        self.intake.finish()
+        await asyncio.to_thread(self._thread.join, CLOSE_S)
+        return idle and acknowledged and not self._thread.is_alive()
+
+    async def _begun(self, deadline: Deadline) -> bool:
+        """Wait until the consumer thread has handed over for the drain. False if it cannot any more."""
+        while self._thread.is_alive() and not deadline.expired:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(deadline.remaining_s(at_most=0.1)):
+                    await self._drain_begun.wait()
+                    return True
+        return False
+
+    def _settled(self, records: list[Record]) -> None:
+        self.intake.settled(records)
+        if not self.replies.congested:
+            self.dispatcher.pump()
+
+    # -- intake.Loop: called on the consumer's thread
+
+    def accept(self, records: list[Record]) -> None:
+        """Records to answer."""
+        self._soon(self.dispatcher.accept, records)
+
+    def release(self, ownerships: Sequence[Ownership]) -> None:
+        """These partitions are being taken away."""
+        self._soon(self.dispatcher.release, ownerships)
+
+    def forget(self, ownerships: Sequence[Ownership]) -> None:
+        """These epochs are over."""
+        self._soon(self.dispatcher.forget, ownerships)
+
+    def drain_now(self, ownerships: Sequence[Ownership]) -> None:
+        """No more records will come."""
+
+        def begin() -> None:
+            self.dispatcher.drain(ownerships)
+            self._drain_begun.set()
+
+        self._soon(begin)
+
+    def stop(self, reason: str, restart: bool) -> None:
+        """The consumer cannot go on."""
+        self._soon(self._on_stop, Exit.FAILED if restart else Exit.GAVE_UP, reason)
+
+    def _soon(self, call: Callable[..., None], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: this process is past caring
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def concurrency(settings: Settings, specs: Mapping[str, ModelSpec]) -> int:
+    """Batches in flight at most: enough to keep every instance busy, within the settings' bounds."""
+    wanted = CALLS_PER_INSTANCE * sum(spec.instances for spec in specs.values())
+    return max(settings.concurrency_min, min(settings.concurrency_max, wanted))
+
+
+def limits_of(settings: Settings) -> Limits:
+    """Admission's part of the settings."""
+    return Limits(
+        max_bytes=settings.request_max_bytes,
+        max_prompt_chars=settings.request_max_prompt_chars,
+        default_max_tokens=settings.request_max_tokens,
+        default_temperature=settings.request_temperature,
+        ignore_unknown_fields=settings.request_unknown_fields == "ignore",
+        reply_topic=settings.kafka_reply_topic,
+        reply_topics_allowed=settings.reply_topics_allowed,
+    )

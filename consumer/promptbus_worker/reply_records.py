@@ -1,0 +1,132 @@
+"""Replies and dead letters as records that fit their topics. Pure.
+
+What does not fit is cut, in an order that keeps the ids and the code: a reply's metadata first, then its key and
+the sender's headers; a dead letter's value, then its headers, then its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from promptbus.messages import (
+    ErrorCode,
+    Timings,
+    Usage,
+    dead_letter_headers,
+    encode_answer,
+    encode_error,
+    fit_dead_letter,
+    message_bytes,
+    reply_headers,
+)
+from promptbus_worker.model import Row
+from promptbus_worker.record import Pending
+
+SMALLEST_LIMIT = 2_048
+"""A topic that takes no record of this many bytes cannot hold an error reply."""
+
+
+class Outgoing(NamedTuple):
+    """A record on its way to the broker, for the sake of a request."""
+
+    pending: Pending
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+    is_dead_letter: bool
+    refusals: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of a batch that holds it alone, at most: what `max.message.bytes` is compared with."""
+        return message_bytes(self.key, self.value, self.headers)
+
+
+class ReplyRecords:
+    """Builds them for topics with these limits."""
+
+    def __init__(self, limits: Mapping[str, int], *, dead_letter_topic: str, worker: str) -> None:
+        """`limits`: each topic's `max.message.bytes`. `worker`: this process's name in dead letters."""
+        self._limits = dict(limits)
+        self._dead_letter_topic = dead_letter_topic
+        self._worker = worker
+
+    def limit(self, topic: str) -> int:
+        """Largest record batch this topic takes, bytes."""
+        return self._limits[topic]
+
+    def lower_limit(self, topic: str, limit: int) -> None:
+        """The broker refused more than this."""
+        self._limits[topic] = min(limit, self._limits[topic])
+
+    def answer(self, request: Pending, row: Row, model_version: str, timings: Timings) -> Outgoing | None:
+        """The model's answer, or None if it is larger than the reply topic takes."""
+        value = encode_answer(
+            request_id=request.request_id,
+            reply_id=request.reply_id,
+            response=row.response,
+            finish_reason=row.finish_reason,
+            usage=Usage(row.prompt_tokens, row.completion_tokens, row.total_tokens),
+            model=request.model or "",
+            model_version=model_version,
+            metadata=request.metadata,
+            timings=timings,
+            attempts=request.attempts,
+        )
+        outgoing = self._reply(request, "ok", value)
+        return outgoing if self._fits(outgoing) else None
+
+    def error(self, request: Pending, code: ErrorCode, message: str, timings: Timings) -> Outgoing:
+        """The fullest error reply that fits."""
+        for metadata in (request.metadata, {}):
+            value = encode_error(
+                request_id=request.request_id,
+                reply_id=request.reply_id,
+                code=code,
+                message=message,
+                metadata=metadata,
+                model=request.model,
+                timings=timings,
+                attempts=request.attempts,
+            )
+            outgoing = self._reply(request, "error", value)
+            if self._fits(outgoing):
+                return outgoing
+        bare = reply_headers(request_id=request.request_id, reply_id=request.reply_id, status="error")
+        return outgoing._replace(key=request.request_id.encode(), headers=[*bare])
+
+    def dead_letter(self, request: Pending, code: ErrorCode) -> Outgoing:
+        """The original record and why it is here, cut to what the dead letter topic takes."""
+        record = request.record
+        limit = self._limits[self._dead_letter_topic]
+        headers = dead_letter_headers(
+            record.headers,
+            code=code,
+            topic=record.ownership.topic,
+            partition=record.ownership.partition,
+            offset=record.offset,
+            timestamp_ms=record.timestamp_ms,
+            attempts=request.attempts,
+            worker=self._worker,
+        )
+        value, fitted = fit_dead_letter(record.value, headers, key=record.key, max_bytes=limit)
+        outgoing = Outgoing(request, self._dead_letter_topic, record.key, value, fitted, True)
+        return outgoing if self._fits(outgoing) else outgoing._replace(key=None)
+
+    def _reply(self, request: Pending, status: str, value: bytes) -> Outgoing:
+        key = request.record.key
+        headers = reply_headers(
+            request_id=request.request_id,
+            reply_id=request.reply_id,
+            status=status,
+            correlation_id=request.correlation_id,
+            traceparent=request.traceparent,
+            tracestate=request.tracestate,
+        )
+        reply_key = key if key is not None else request.request_id.encode()
+        return Outgoing(request, request.reply_topic, reply_key, value, [*headers], False)
+
+    def _fits(self, outgoing: Outgoing) -> bool:
+        return outgoing.size <= self._limits[outgoing.topic]

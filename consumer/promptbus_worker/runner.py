@@ -1,0 +1,339 @@
+"""Runs one batch until each of its requests is answered or waits again.
+
+A failed call narrows, never repeats: a model error is bisected, a batch that is too large is split, and everything
+that is Triton's state or ours puts the requests back. What a failure means is `outcomes.VERDICTS`; who is to blame
+for a model error or a third time-out is decided here, with the breaker as the witness (DESIGN rules 8 to 10).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from promptbus.messages import ErrorCode
+from promptbus_worker.batcher import LAST_ATTEMPT, Batch
+from promptbus_worker.breaker import Breaker
+from promptbus_worker.deadline import Clock
+from promptbus_worker.freeze import FreezeGuard
+from promptbus_worker.model import BadRow, InferenceClient, Inputs, ModelSpec, Row, TensorValue
+from promptbus_worker.outcomes import VERDICTS, Action, CallError, CallFailure, ModelUnusable, Verdict
+from promptbus_worker.record import Pending, Phase, Record
+from promptbus_worker.replies import Replies
+
+if TYPE_CHECKING:
+    from promptbus_worker.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+FAILURES_ALONE = 3
+"""Failures of a request alone, with no other traffic, after which it is charged (DESIGN rule 9)."""
+_CANARY: dict[str, TensorValue] = {"prompt": b"ping", "max_tokens": 1, "temperature": 0.0}
+
+
+class Traffic(Protocol):
+    """What a batch in flight asks of the dispatcher."""
+
+    def put_back(self, requests: list[Pending]) -> None:
+        """They wait again, or are given back if their partition is about to go."""
+        ...
+
+    def expire(self, requests: list[Pending]) -> None:
+        """Their deadlines have passed."""
+        ...
+
+    def take_one(self, model: str) -> Pending | None:
+        """The request that waits longest for this model, now in flight."""
+        ...
+
+    def others(self, model: str) -> bool:
+        """Whether anything of this model waits, or is in flight beside the asking batch."""
+        ...
+
+    async def polled_since_freeze(self) -> None:
+        """After the process stood still: wait until the consumer has polled."""
+        ...
+
+
+class _Call(NamedTuple):
+    """One call's circumstances: when it began, and whether its time-out was cut short by deadlines."""
+
+    began: float
+    cut: bool
+
+
+class _Suspect(NamedTuple):
+    request: Pending
+    code: ErrorCode
+    call_began: float
+
+
+class Runner:
+    """Everything between a batch and its requests' outcomes."""
+
+    def __init__(
+        self,
+        *,
+        client: InferenceClient,
+        specs: dict[str, ModelSpec],
+        model_version: str | None,
+        breakers: Mapping[str, Breaker],
+        freeze: FreezeGuard,
+        replies: Replies,
+        traffic: Traffic,
+        metrics: Metrics,
+        on_stop: Callable[[str], None],
+        timeout_s: float,
+        clock: Clock,
+    ) -> None:
+        """`specs` is written here when a model was read again; `timeout_s`: the longest a call may take."""
+        self._client = client
+        self._specs = specs
+        self._model_version = model_version
+        self._breakers = breakers
+        self._freeze = freeze
+        self._replies = replies
+        self._traffic = traffic
+        self._metrics = metrics
+        self._on_stop = on_stop
+        self._timeout_s = timeout_s
+        self._clock = clock
+
+    async def run(self, batch: Batch) -> None:
+        """Never raises but when cancelled; a defect of ours is answered `internal`."""
+        try:
+            await self._narrow(batch.model, batch.requests)
+        except Exception:
+            log.exception("a batch failed by a defect of the worker", extra={"model": batch.model})
+            for request in unanswered(batch.requests):
+                self._replies.error(request, ErrorCode.INTERNAL)
+
+    async def probe(self, batch: Batch) -> None:
+        """A real inference that finds out whether the model works again.
+
+        First our own; if the model runs but refuses that one, a waiting request, which joins `batch`.
+        """
+        model, breaker, began = batch.model, self._breakers[batch.model], self._clock()
+        works = False
+        try:
+            works = await self._works(batch)
+        except Exception:
+            log.exception("a probe failed by a defect of the worker", extra={"model": model})
+        finally:
+            self._traffic.put_back(unanswered(batch.requests))
+            if works:
+                breaker.probe_succeeded(began, by_request=bool(batch.requests))
+            else:
+                breaker.probe_failed(self._clock())
+
+    async def _works(self, batch: Batch) -> bool:
+        model = batch.model
+        if not await self._reread(model):
+            return False
+        canary = {name: value for name, value in _CANARY.items() if name in self._specs[model].inputs}
+        try:
+            await self._infer(model, [canary], self._timeout_s)
+        except CallError as error:
+            if VERDICTS[error.failure].action not in (Action.BISECT, Action.SPLIT):
+                return False
+        else:
+            return True
+        # The model runs but refuses our prompt, which proves nothing: it may take a user's. If nobody waits, nothing
+        # speaks against trying again, and only an open breaker would keep users from coming.
+        request = self._traffic.take_one(model)
+        if request is None:
+            return True
+        batch.requests.append(request)
+        call = self._begin(batch.requests)
+        try:
+            version, rows = await self._call(model, batch.requests, call)
+        except CallError:
+            request.waiting_since = self._clock()  # at the end of the queue: the next probe takes another
+            return False
+        await self._traffic.polled_since_freeze()
+        self._answer(batch.requests, version, rows)
+        return True
+
+    async def _narrow(self, model: str, requests: list[Pending]) -> None:
+        """Call with all; after a failure that one of them caused, with ever smaller parts: at most 2n calls."""
+        breaker = self._breakers[model]
+        parts, suspects = [requests], list[_Suspect]()
+        while parts:
+            part = unanswered(parts.pop())
+            if not part:
+                continue
+            if breaker.is_open:
+                self._traffic.put_back(part)
+                continue
+            call = self._begin(part)
+            try:
+                version, rows = await self._call(model, part, call)
+            except CallError as error:
+                await self._traffic.polled_since_freeze()
+                part = unanswered(part)
+                if part:
+                    smaller, suspect = await self._failed(model, part, call, error)
+                    parts += smaller
+                    suspects += suspect
+            else:
+                breaker.succeeded(call.began)
+                await self._traffic.polled_since_freeze()
+                self._answer(part, version, rows)
+        self._judge(model, [suspect for suspect in suspects if unanswered([suspect.request])])
+
+    async def _failed(
+        self, model: str, part: list[Pending], call: _Call, error: CallError
+    ) -> tuple[list[list[Pending]], list[_Suspect]]:
+        """What becomes of a failed part: smaller parts to call with, or a suspect, or nothing more to do."""
+        verdict = VERDICTS[error.failure]
+        self._log_failure(model, part, error)
+        if verdict.action is Action.REREAD or (verdict.action is Action.SPLIT and len(part) > 1):
+            await self._reread(model)
+            part = unanswered(part)
+        if verdict.action not in (Action.BISECT, Action.SPLIT):
+            self._not_their_fault(model, part, call, error.failure, verdict)
+            return [], []
+        if len(part) > 1:
+            self._metrics.retries_total["bisect"].inc(len(part))
+            middle = len(part) // 2
+            return [part[middle:], part[:middle]], []
+        return [], [_Suspect(request, verdict.final_code, call.began) for request in part]
+
+    # -- one call
+
+    def _begin(self, part: Sequence[Pending]) -> _Call:
+        now = self._clock()
+        for request in part:
+            request.dispatched_at = now
+        return _Call(now, self._time_left(part, now) < self._timeout_s)
+
+    def _time_left(self, part: Sequence[Pending], now: float) -> float:
+        """Until the largest deadline; for ever if one of them has none (DESIGN rule 7)."""
+        left = [float("inf") if request.expires_at is None else request.expires_at - now for request in part]
+        return max(0.001, *left)
+
+    async def _call(self, model: str, part: list[Pending], call: _Call) -> tuple[str, list[Row | BadRow]]:
+        timeout_s = min(self._timeout_s, self._time_left(part, call.began))
+        answer = await self._infer(model, [request.inputs for request in part], timeout_s)
+        elapsed = self._clock() - call.began
+        for request in part:
+            request.inference_s = elapsed
+        return answer
+
+    async def _infer(
+        self, model: str, inputs: list[Inputs], timeout_s: float
+    ) -> tuple[str, list[Row | BadRow]]:
+        began, calls = self._clock(), self._metrics.inference_calls_total
+        try:
+            answer = await self._client.infer(self._specs[model], inputs, timeout_s)
+        except CallError as error:
+            calls[model, VERDICTS[error.failure].call_result].inc()
+            raise
+        finally:
+            now = self._clock()
+            self._freeze.tick(now)
+            self._metrics.inference_duration_seconds[model].observe(now - began)
+        calls[model, "ok"].inc()
+        return answer
+
+    async def _reread(self, model: str) -> bool:
+        """Read the model's metadata again: it may have been restarted with another configuration."""
+        try:
+            spec = await self._client.read_spec(model, self._model_version)
+        except (CallError, ModelUnusable) as error:
+            log.debug("metadata cannot be read", extra={"model": model, "error": str(error)})
+            return False
+        if spec.inputs != self._specs[model].inputs:
+            # What waits was admitted for the old inputs. A restart admits it anew; nothing else is as simple.
+            self._on_stop(f"The inputs of {model} have changed: starting again.")
+            return False
+        self._specs[model] = spec
+        return True
+
+    # -- outcomes
+
+    def _answer(self, part: Sequence[Pending], version: str, rows: Sequence[Row | BadRow]) -> None:
+        for request, row in zip(part, rows, strict=True):
+            if request.phase is not Phase.IN_FLIGHT or not request.record.ownership.live:
+                continue  # answered at its deadline, or somebody else's by now
+            if isinstance(row, BadRow):
+                log.warning("an output cannot be read", extra={**where(request.record), "why": row.reason})
+                self._finish(request, ErrorCode.BAD_MODEL_OUTPUT)
+            else:
+                self._replies.answer(request, row, version)
+
+    def _not_their_fault(
+        self, model: str, part: list[Pending], call: _Call, failure: CallFailure, verdict: Verdict
+    ) -> None:
+        """Back to waiting; for good only after the last attempt, and if the model worked for somebody meanwhile."""
+        if self._freeze.since(call.began):
+            self._traffic.put_back(part)  # we stood still, not Triton
+            return
+        if call.cut and failure is CallFailure.TIMEOUT:
+            self._traffic.expire(part)  # all had deadlines, and the last one has passed
+            return
+        now, breaker = self._clock(), self._breakers[model]
+        breaker.failed(now, gone=verdict.trips_breaker)
+        again = []
+        for request in part:
+            request.last_failure = failure
+            if verdict.counts_attempt:
+                if request.failed_since is None:
+                    request.failed_since = call.began
+                if request.attempts + 1 < LAST_ATTEMPT or breaker.worked_since(request.failed_since):
+                    request.attempts += 1
+                else:
+                    breaker.failed(now, gone=True)  # it is Triton that hangs, not this request
+            if request.attempts >= LAST_ATTEMPT:
+                self._replies.error(request, verdict.final_code)
+            else:
+                again.append(request)
+        if verdict.retry_reason is not None and again:
+            self._metrics.retries_total[verdict.retry_reason].inc(len(again))
+        self._traffic.put_back(again)
+
+    def _judge(self, model: str, suspects: list[_Suspect]) -> None:
+        """Charge requests that failed alone, if the model answered others since; if that is unclear, try again."""
+        breaker, now = self._breakers[model], self._clock()
+        alone = len(suspects) == 1 and not self._traffic.others(model)
+        unclear = []
+        for request, code, call_began in suspects:
+            if request.suspect_since is None:
+                request.suspect_since = call_began
+            request.failures_alone = request.failures_alone + 1 if alone else 0
+            if breaker.answered_since(request.suspect_since) or request.failures_alone >= FAILURES_ALONE:
+                self._finish(request, code)
+            else:
+                breaker.single_error(now)
+                request.waiting_since = (
+                    now  # to the end of the queue: others shall have their turn, and be witnesses
+                )
+                unclear.append(request)
+        if unclear:
+            self._metrics.retries_total["bisect"].inc(len(unclear))
+            self._traffic.put_back(unclear)
+
+    def _finish(self, request: Pending, code: ErrorCode) -> None:
+        request.attempts += 1
+        self._replies.error(request, code)
+
+    def _log_failure(self, model: str, part: Sequence[Pending], error: CallError) -> None:
+        level = logging.DEBUG if error.failure is CallFailure.REFUSED else logging.WARNING
+        extra = {"model": model, "requests": len(part), "failure": str(error.failure), "detail": error.detail}
+        log.log(level, "a call failed", extra={**extra, **where(part[0].record)})
+
+
+def unanswered(requests: Sequence[Pending]) -> list[Pending]:
+    """Those still in flight whose partition is still ours."""
+    return [r for r in requests if r.phase is Phase.IN_FLIGHT and r.record.ownership.live]
+
+
+def where(record: Record) -> dict[str, object]:
+    """A record's place, for the log."""
+    owner = record.ownership
+    return {
+        "topic": owner.topic,
+        "partition": owner.partition,
+        "offset": record.offset,
+        "epoch": owner.epoch,
+    }
