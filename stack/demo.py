@@ -31,13 +31,14 @@ from stack.services import (
 from stack.triton import Triton
 from stack.worker import service_environment, start_worker
 
+# What a model of 135 million parameters answers well.
 PROMPTS = (
-    "What is the capital of France?",
-    "Why is the sky blue? Answer in one sentence.",
+    "What is 2 + 2?",
+    "What is the opposite of hot?",
     "Name three fruits.",
-    "What do bees make?",
-    "Write one sentence about the sea.",
-    "What is a message queue good for?",
+    "What is a database?",
+    "What do plants need to grow?",
+    "Write a short poem about the sea.",
 )
 MAX_TOKENS = 80
 TEMPERATURE = 0.1
@@ -167,7 +168,8 @@ def _show(prompt: str, reply: Reply, seconds: float) -> list[str]:
     counts = ""
     if usage is not None and usage.total_tokens is not None:
         counts = f"{usage.prompt_tokens} + {usage.completion_tokens} = {usage.total_tokens} tokens · "
-    print(f"    {counts}{seconds * 1000:.0f} ms from sent to read\n", flush=True)
+    cut = f", cut at {MAX_TOKENS} tokens" if reply.finish_reason == "length" else ""
+    print(f"    {counts}{seconds * 1000:.0f} ms from sent to read{cut}\n", flush=True)
     return []
 
 
