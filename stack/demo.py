@@ -33,15 +33,16 @@ from stack.worker import service_environment, start_worker
 
 # What a model of 135 million parameters answers well.
 PROMPTS = (
-    "What is 2 + 2?",
     "What is the opposite of hot?",
     "Name three fruits.",
-    "What is a database?",
-    "What do plants need to grow?",
-    "Write a short poem about the sea.",
+    "What do plants need to grow? Answer in one sentence.",
+    "Suggest a name for a cat.",
+    "What is a library?",
+    "Write one sentence about the sea.",
 )
 MAX_TOKENS = 80
-TEMPERATURE = 0.1
+# The likeliest words: with chance, so small a model strays.
+TEMPERATURE = 0.0
 ANSWER_TIMEOUT_S = 120.0
 WIDTH = 100
 
