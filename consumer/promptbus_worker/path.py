@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 
 from promptbus_worker import kafka
 from promptbus_worker.admission import Admission, Limits
@@ -40,6 +40,7 @@ BATCHES_IN_HAND_PER_SLOT = 16
 MAX_BYTES_IN_HAND = 32 << 20
 CALLS_PER_INSTANCE = 2
 """Batches in flight per model instance: one runs while the next one waits at Triton's door."""
+CONNECT_S = 2.0
 CLOSE_S = 5.0
 """Beyond the drain's own budget: commit, leave the group, end the thread."""
 
@@ -75,6 +76,7 @@ class Path:
             max_bytes=MAX_BYTES_IN_HAND,
             revoke_s=settings.worker_revoke_s,
         )
+        self._kafka_producer = self._producer(settings, name, surroundings.limits)
         self.replies = Replies(
             cast(
                 ReplyProducer, self._producer(settings, name, surroundings.limits)
@@ -115,6 +117,16 @@ class Path:
 
     def _restart(self, reason: str) -> None:
         self._on_stop(Exit.FAILED, reason)
+
+    def connect(self) -> None:
+        """Connect the producer; blocks, so call it in another thread.
+
+        An idempotent producer asks for its id when metadata arrives; finding no broker connected, as at the first
+        answer while the bootstrap connection is being replaced, it looks again after 500 ms. The second finds one.
+        """
+        with suppress(KafkaException):
+            for _ in range(2):
+                self._kafka_producer.list_topics(timeout=CONNECT_S)
 
     def start(self) -> None:
         """Begin to consume."""

@@ -6,106 +6,90 @@ import socket
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from promptbus.settings import KafkaSettings
+from promptbus.settings import KafkaSettings, TritonSettings, split_names
 
 
-class Settings(KafkaSettings):
+class Settings(TritonSettings, KafkaSettings):
     """Everything that can be set. Explicit contradictions are refused in a sentence that names both fields."""
 
-    kafka_group_id: str = Field("promptbus", min_length=1, description="Consumer group of the workers")
     kafka_reply_topics_allowed: str = Field(
-        "", description="Topics that a request's `reply-topic` header may name, comma-separated"
+        default="", description="Topics that a request's `reply-topic` header may name, comma-separated"
     )
     kafka_start: Literal["earliest", "latest"] = Field(
-        "earliest", description="Where a group without committed offsets begins: `earliest` or `latest`"
+        default="earliest",
+        description="Where a group without committed offsets begins: `earliest` or `latest`",
     )
-    kafka_create_topics: bool = Field(False, description="Create missing topics at start")
+    kafka_create_topics: bool = Field(default=False, description="Create missing topics at start")
     kafka_session_timeout_ms: int = Field(
-        45_000,
+        default=45_000,
         ge=6_000,
         le=1_800_000,
         description="Kafka gives a silent worker's partitions away after this long",
     )
 
-    triton_url: str = Field(
-        "localhost:8000", description="`host:port`, `http://…` or `https://…` of Triton's HTTP port"
-    )
-    triton_model: str = Field(
-        "gpt4_nano", description="Models to serve, comma-separated; the first is the default"
-    )
-    triton_model_version: str | None = Field(None, description="Model version; unset: Triton's latest")
     triton_timeout_s: float = Field(
-        30.0, gt=0, le=3600, description="Longest time one inference call may take"
+        default=30.0, gt=0, le=3600, description="Longest time one inference call may take"
     )
-    triton_headers: dict[str, SecretStr] = Field(
-        default_factory=dict,
-        description="`TRITON_HEADERS__<NAME>`: extra HTTP headers (`X_TENANT` is `x-tenant`)",
-    )
-    triton_api_key: SecretStr | None = Field(None, description="Sent to Triton as `authorization: Bearer …`")
 
     batch_max_size: int | None = Field(
-        None, ge=1, description="Requests in a batch; unset: the model's own maximum"
+        default=None, ge=1, description="Requests in a batch; unset: the model's own maximum"
     )
-    batch_max_bytes: int = Field(8 << 20, ge=1, le=32 << 20, description="Bytes of input in a batch")
+    batch_max_bytes: int = Field(default=8 << 20, ge=1, le=32 << 20, description="Bytes of input in a batch")
     batch_linger_ms: float = Field(
-        0.0, ge=0, le=10_000, description="How long a free call slot waits for a fuller batch"
+        default=0.0, ge=0, le=10_000, description="How long a free call slot waits for a fuller batch"
     )
-    concurrency_min: int = Field(1, ge=1, description="Fewest batches in flight")
-    concurrency_max: int = Field(32, ge=1, le=1024, description="Most batches in flight")
+    concurrency_min: int = Field(default=1, ge=1, description="Fewest batches in flight")
+    concurrency_max: int = Field(default=32, ge=1, le=1024, description="Most batches in flight")
 
-    request_max_bytes: int = Field(1 << 20, ge=1, le=8 << 20, description="Largest request value")
-    request_max_prompt_chars: int = Field(262_144, ge=1, description="Longest prompt")
+    request_max_bytes: int = Field(default=1 << 20, ge=1, le=8 << 20, description="Largest request value")
+    request_max_prompt_chars: int = Field(default=262_144, ge=1, description="Longest prompt")
     request_max_tokens: int = Field(
-        150, ge=1, le=2**31 - 1, description="`max_tokens` of a request that names none"
+        default=150, ge=1, le=2**31 - 1, description="`max_tokens` of a request that names none"
     )
     request_temperature: float = Field(
-        0.7, ge=0, le=2, description="`temperature` of a request that names none"
+        default=0.7, ge=0, le=2, description="`temperature` of a request that names none"
     )
     request_unknown_fields: Literal["reject", "ignore"] = Field(
-        "reject", description="Requests with fields this version does not know: `reject` or `ignore`"
+        default="reject", description="Requests with fields this version does not know: `reject` or `ignore`"
     )
 
-    worker_processes: int = Field(1, ge=1, le=256, description="Worker processes under the supervisor")
-    worker_delivery: Literal["at_least_once"] = Field("at_least_once", description="Delivery guarantee")
-    worker_ordering: Literal["none"] = Field("none", description="Order of requests")
-    worker_revoke_s: float = Field(
-        5.0, gt=0, description="Time to finish dispatched batches of a partition taken away"
+    worker_processes: int = Field(
+        default=1, ge=1, le=256, description="Worker processes under the supervisor"
     )
-    worker_drain_s: float = Field(20.0, gt=0, description="Time to finish dispatched batches at SIGTERM")
+    worker_delivery: Literal["at_least_once"] = Field(
+        default="at_least_once", description="Delivery guarantee"
+    )
+    worker_ordering: Literal["none"] = Field(default="none", description="Order of requests")
+    worker_revoke_s: float = Field(
+        default=5.0, gt=0, description="Time to finish dispatched batches of a partition taken away"
+    )
+    worker_drain_s: float = Field(
+        default=20.0, gt=0, description="Time to finish dispatched batches at SIGTERM"
+    )
     worker_instance: str | None = Field(
-        None, description="Name of this worker; unset: `<host>-<METRICS_PORT>`"
+        default=None, description="Name of this worker; unset: `<host>-<METRICS_PORT>`"
     )
 
     metrics_host: str = Field(
-        "127.0.0.1", description="Address that `/metrics`, `/live` and `/ready` listen on"
+        default="127.0.0.1", description="Address that `/metrics`, `/live` and `/ready` listen on"
     )
-    metrics_port: int = Field(8003, ge=0, le=65_535, description="Their port; 0: any free one")
+    metrics_port: int = Field(default=8003, ge=0, le=65_535, description="Their port; 0: any free one")
     prometheus_multiproc_dir: Path | None = Field(
-        None, description="Folder for metric files (a fresh one inside it); unset: a private one"
+        default=None, description="Folder for metric files (a fresh one inside it); unset: a private one"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="`debug`, `info`, `warning` or `error`"
+        default="info", description="`debug`, `info`, `warning` or `error`"
     )
     log_format: Literal["json", "text"] | None = Field(
-        None, description="`json` or `text`; unset: text on a terminal, json elsewhere"
+        default=None, description="`json` or `text`; unset: text on a terminal, json elsewhere"
     )
 
     @field_validator("log_level", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
-
-    @field_validator("triton_model")
-    @classmethod
-    def _some_model(cls, value: str) -> str:
-        names = _split(value)
-        if not names:
-            raise ValueError("TRITON_MODEL names no model")
-        if len(set(names)) < len(names):
-            raise ValueError("TRITON_MODEL names a model twice")
-        return value
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Self:
@@ -132,31 +116,11 @@ class Settings(KafkaSettings):
         return self
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """Served models; the first is the default."""
-        return tuple(_split(self.triton_model))
-
-    @property
     def reply_topics_allowed(self) -> frozenset[str]:
         """Exact topic names that a `reply-topic` header may use, beside the default reply topic."""
-        return frozenset(_split(self.kafka_reply_topics_allowed))
+        return frozenset(split_names(self.kafka_reply_topics_allowed))
 
     @property
     def instance(self) -> str:
         """This worker's name in logs, client ids and dead letters."""
         return self.worker_instance or f"{socket.gethostname()}-{self.metrics_port}"
-
-    @property
-    def http_headers(self) -> dict[str, str]:
-        """Extra headers for Triton, in clear: never log them."""
-        headers = {
-            name.lower().replace("_", "-"): value.get_secret_value()
-            for name, value in self.triton_headers.items()
-        }
-        if self.triton_api_key is not None:
-            headers["authorization"] = f"Bearer {self.triton_api_key.get_secret_value()}"
-        return headers
-
-
-def _split(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]

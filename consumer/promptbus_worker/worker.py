@@ -97,6 +97,7 @@ class Worker:
 
     async def _serve(self, triton: InferenceClient, surroundings: Surroundings) -> None:
         path = self._path = Path(self._settings, self._name, triton, surroundings, self._metrics, self.stop)
+        await asyncio.to_thread(path.connect)
         path.start()
         log.info("consuming", extra={"topic": self._settings.kafka_request_topic})
         await self._stopping.wait()

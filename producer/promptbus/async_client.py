@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
 from typing import Literal, Self, overload
 
-from promptbus.client_options import group_id, make_exchange
+from promptbus.client_options import make_exchange
 from promptbus.errors import DeliveryFailed, PromptBusError, PromptError, ReplyTimeout
 from promptbus.messages import JsonObject, Reply
 from promptbus.pending import ReplyFuture
@@ -61,7 +61,7 @@ class AsyncPromptClient:
         self._silence: Silence | None = None
         if explain_timeouts:
             found = self._exchange.settings
-            self._silence = Silence(found, self._exchange.request_topic, group_id(found))
+            self._silence = Silence(found, self._exchange.request_topic, found.kafka_group_id)
 
     async def connect(self) -> None:
         """Connect, if that was not done yet. Raises KafkaUnavailable, TopicMissing, NotAllowed."""

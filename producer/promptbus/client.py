@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Literal, Self, overload
 
-from promptbus.client_options import group_id, make_exchange
+from promptbus.client_options import make_exchange
 from promptbus.errors import PromptBusError, PromptError, ReplyTimeout
 from promptbus.messages import JsonObject, Reply
 from promptbus.pending import ReplyFuture
@@ -72,7 +72,7 @@ class PromptClient:
         self._silence: Silence | None = None
         if explain_timeouts:
             found = self._exchange.settings
-            self._silence = Silence(found, self._exchange.request_topic, group_id(found))
+            self._silence = Silence(found, self._exchange.request_topic, found.kafka_group_id)
         self._exchange.connect()
 
     def ask(

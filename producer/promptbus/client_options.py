@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TypeVar
 
-from pydantic import Field
 from pydantic_settings import BaseSettings
 
 from promptbus.exchange import Exchange
 from promptbus.settings import KafkaSettings
-
-
-class ClientSettings(KafkaSettings):
-    """`KafkaSettings`, and the group whose absence explains why nobody answers."""
-
-    kafka_group_id: str = Field("promptbus", min_length=1, description="Consumer group of the workers")
-
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -38,7 +29,7 @@ def make_exchange(
     refresh_s: float,
 ) -> Exchange:
     """An exchange that is not yet connected; whatever is not given comes from the environment."""
-    found = settings if settings is not None else from_environment(ClientSettings)
+    found = settings if settings is not None else from_environment(KafkaSettings)
     if bootstrap is not None:
         found = found.model_copy(update={"kafka_bootstrap": bootstrap})
     requests, replies = request_topic or found.kafka_request_topic, reply_topic or found.kafka_reply_topic
@@ -53,9 +44,3 @@ def make_exchange(
         delivery_timeout_s=delivery_timeout_s,
         refresh_s=refresh_s,
     )
-
-
-def group_id(settings: KafkaSettings) -> str:
-    """The workers' consumer group, as far as this process knows."""
-    found: object = getattr(settings, "kafka_group_id", None)  # the worker's settings have it as well
-    return found if isinstance(found, str) else os.environ.get("KAFKA_GROUP_ID") or "promptbus"

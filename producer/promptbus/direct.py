@@ -14,51 +14,11 @@ from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 import orjson
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from promptbus.messages import Json, JsonObject, Request
+from promptbus.settings import TritonSettings
 
 DETAIL_CHARS = 500
-
-
-class TritonSettings(BaseSettings):
-    """Where Triton is: the worker's settings of the same names."""
-
-    model_config = SettingsConfigDict(
-        env_file=".env", env_nested_delimiter="__", env_ignore_empty=True, extra="ignore", frozen=True
-    )
-
-    triton_url: str = Field(default="localhost:8000", description="`host:port`, `http://…` or `https://…`")
-    triton_model: str = Field(
-        default="gpt4_nano", description="Models, comma-separated; the first is the default"
-    )
-    triton_model_version: str | None = Field(
-        default=None, description="Model version; unset: Triton's latest"
-    )
-    triton_headers: dict[str, SecretStr] = Field(default_factory=dict, description="Extra HTTP headers")
-    triton_api_key: SecretStr | None = Field(default=None, description="Sent as `authorization: Bearer …`")
-
-    @property
-    def base_url(self) -> str:
-        """With its scheme, without a slash at the end."""
-        return (self.triton_url if "://" in self.triton_url else f"http://{self.triton_url}").rstrip("/")
-
-    @property
-    def model(self) -> str:
-        """The default model."""
-        return self.triton_model.split(",")[0].strip()
-
-    @property
-    def http_headers(self) -> dict[str, str]:
-        """Extra headers, in clear: never log them."""
-        headers = {
-            name.lower().replace("_", "-"): value.get_secret_value()
-            for name, value in self.triton_headers.items()
-        }
-        if self.triton_api_key is not None:
-            headers["authorization"] = f"Bearer {self.triton_api_key.get_secret_value()}"
-        return headers
 
 
 class TritonUnreachable(Exception):
@@ -84,7 +44,7 @@ class DirectAnswer(NamedTuple):
 
 def ask_triton(settings: TritonSettings, request: Request, timeout_s: float) -> DirectAnswer:
     """One inference call of a batch of one. Raises TritonUnreachable, TritonRefused."""
-    model = request.model or settings.model
+    model = request.model or settings.models[0]
     path = f"/v2/models/{quote(model, safe='')}"
     if settings.triton_model_version is not None:
         path += f"/versions/{quote(settings.triton_model_version, safe='')}"

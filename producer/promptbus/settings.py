@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Literal, NoReturn, Self, TypeVar
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # Each of these carries one of the promises (nothing lost, one reply per record); a user's value would break it unseen.
@@ -30,39 +30,49 @@ REFUSED_OVERRIDES = frozenset(
 ClientConfig = dict[str, str | int | float | bool]
 
 
+_FROM_ENVIRONMENT = SettingsConfigDict(
+    env_file=".env",
+    env_nested_delimiter="__",
+    env_ignore_empty=True,
+    extra="ignore",
+    frozen=True,
+    populate_by_name=True,
+)
+
+
 class KafkaSettings(BaseSettings):
     """Where Kafka is, which topics are used, and how to log in. Frozen; secrets do not print."""
 
-    model_config = SettingsConfigDict(
-        env_file=".env",
-        env_nested_delimiter="__",
-        env_ignore_empty=True,
-        extra="ignore",
-        frozen=True,
-        populate_by_name=True,
-    )
+    model_config = _FROM_ENVIRONMENT
 
     kafka_bootstrap: str = Field(
-        "localhost:9092",
+        default="localhost:9092",
         validation_alias=AliasChoices("KAFKA_BOOTSTRAP", "KAFKA_BOOTSTRAP_SERVERS"),
         description="Brokers to start from, `host:port`, comma-separated (also `KAFKA_BOOTSTRAP_SERVERS`)",
     )
-    kafka_request_topic: str = Field("inference-requests", description="Topic that prompts arrive on")
-    kafka_reply_topic: str = Field("inference-results", description="Topic that replies go to")
-    kafka_dead_letter_topic: str = Field("inference-requests.dlq", description="Topic for dead letters")
+    kafka_group_id: str = Field(
+        default="promptbus", min_length=1, description="Consumer group of the workers"
+    )
+    kafka_request_topic: str = Field(default="inference-requests", description="Topic that prompts arrive on")
+    kafka_reply_topic: str = Field(default="inference-results", description="Topic that replies go to")
+    kafka_dead_letter_topic: str = Field(
+        default="inference-requests.dlq", description="Topic for dead letters"
+    )
 
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="`PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`"
+        default="PLAINTEXT", description="`PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`"
     )
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
-        None, description="`PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`"
+        default=None, description="`PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`"
     )
-    kafka_sasl_username: str | None = Field(None, description="SASL user")
-    kafka_sasl_password: SecretStr | None = Field(None, description="SASL password")
-    kafka_ssl_ca_location: str | None = Field(None, description="CA certificates (PEM file)")
-    kafka_ssl_certificate_location: str | None = Field(None, description="Client certificate (PEM file)")
-    kafka_ssl_key_location: str | None = Field(None, description="Client key (PEM file)")
-    kafka_ssl_key_password: SecretStr | None = Field(None, description="Password of the client key")
+    kafka_sasl_username: str | None = Field(default=None, description="SASL user")
+    kafka_sasl_password: SecretStr | None = Field(default=None, description="SASL password")
+    kafka_ssl_ca_location: str | None = Field(default=None, description="CA certificates (PEM file)")
+    kafka_ssl_certificate_location: str | None = Field(
+        default=None, description="Client certificate (PEM file)"
+    )
+    kafka_ssl_key_location: str | None = Field(default=None, description="Client key (PEM file)")
+    kafka_ssl_key_password: SecretStr | None = Field(default=None, description="Password of the client key")
 
     kafka_client: dict[str, SecretStr] = Field(
         default_factory=dict,
@@ -138,6 +148,65 @@ class KafkaSettings(BaseSettings):
     def producer_overrides(self) -> ClientConfig:
         """`KAFKA_PRODUCER__*` in librdkafka's spelling."""
         return _librdkafka_keys(self.kafka_producer)
+
+
+class TritonSettings(BaseSettings):
+    """Where Triton is, what it serves, and how to be let in. Frozen; secrets do not print."""
+
+    model_config = _FROM_ENVIRONMENT
+
+    triton_url: str = Field(
+        default="localhost:8000", description="`host:port`, `http://…` or `https://…` of Triton's HTTP port"
+    )
+    triton_model: str = Field(
+        default="gpt4_nano", description="Models to serve, comma-separated; the first is the default"
+    )
+    triton_model_version: str | None = Field(
+        default=None, description="Model version; unset: Triton's latest"
+    )
+    triton_headers: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description="`TRITON_HEADERS__<NAME>`: extra HTTP headers (`X_TENANT` is `x-tenant`)",
+    )
+    triton_api_key: SecretStr | None = Field(
+        default=None, description="Sent to Triton as `authorization: Bearer …`"
+    )
+
+    @field_validator("triton_model")
+    @classmethod
+    def _some_model(cls, value: str) -> str:
+        names = split_names(value)
+        if not names:
+            raise ValueError("TRITON_MODEL names no model")
+        if len(set(names)) < len(names):
+            raise ValueError("TRITON_MODEL names a model twice")
+        return value
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Served models; the first is the default."""
+        return tuple(split_names(self.triton_model))
+
+    @property
+    def base_url(self) -> str:
+        """With its scheme, without a slash at the end."""
+        return (self.triton_url if "://" in self.triton_url else f"http://{self.triton_url}").rstrip("/")
+
+    @property
+    def http_headers(self) -> dict[str, str]:
+        """Extra headers for Triton, in clear: never log them."""
+        headers = {
+            name.lower().replace("_", "-"): value.get_secret_value()
+            for name, value in self.triton_headers.items()
+        }
+        if self.triton_api_key is not None:
+            headers["authorization"] = f"Bearer {self.triton_api_key.get_secret_value()}"
+        return headers
+
+
+def split_names(names: str) -> list[str]:
+    """The members of a comma-separated list."""
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _librdkafka_keys(overrides: Mapping[str, SecretStr]) -> ClientConfig:

@@ -64,7 +64,7 @@ class Place:
             "triton_url": self.triton.url,
             **more,
         }
-        return Settings(_env_file=None, **values)  # type: ignore[call-arg, arg-type]  # pydantic takes and checks them
+        return Settings(_env_file=None, **values)  # type: ignore[arg-type]  # pydantic takes and checks them
 
     def create(self, *names: str, partitions: int = 2) -> None:
         config = {"max.message.bytes": str(2 << 20)}

@@ -58,11 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _ask_through_kafka(request: Request, arguments: argparse.Namespace) -> int:
     from promptbus.client import PromptClient
-    from promptbus.client_options import ClientSettings
     from promptbus.printable import write_bytes, write_text
-    from promptbus.settings import load
+    from promptbus.settings import KafkaSettings, load
 
-    settings = load(ClientSettings)
+    settings = load(KafkaSettings)
     timeout_s: float = arguments.timeout
     with PromptClient(
         settings=settings, timeout_s=timeout_s, connect_timeout_s=min(5.0, timeout_s)
@@ -86,10 +85,10 @@ def _ask_through_kafka(request: Request, arguments: argparse.Namespace) -> int:
 def _ask_directly(request: Request, arguments: argparse.Namespace) -> int:
     import orjson
 
-    from promptbus.direct import TritonRefused, TritonSettings, TritonUnreachable, ask_triton
+    from promptbus.direct import TritonRefused, TritonUnreachable, ask_triton
     from promptbus.messages import encode_request
     from promptbus.printable import write_bytes, write_text
-    from promptbus.settings import load
+    from promptbus.settings import TritonSettings, load
 
     encode_request(request)  # the same limits as on the wire
     try:
@@ -113,8 +112,8 @@ def _ask_directly(request: Request, arguments: argparse.Namespace) -> int:
 
 
 def _tell_what_is_missing(late: ReplyTimeout) -> int:
-    from promptbus.direct import TritonSettings, why_not_ready
-    from promptbus.settings import load
+    from promptbus.direct import why_not_ready
+    from promptbus.settings import TritonSettings, load
 
     say(str(late))
     if late.consumers:

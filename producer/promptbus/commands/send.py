@@ -98,12 +98,11 @@ class Skipped:
 
 def send(lines: Iterator[RequestLine], name: str, skipped: Skipped) -> int:
     """Publish without waiting for replies."""
-    from promptbus.client_options import ClientSettings
     from promptbus.reply_reader import ReplyReader
     from promptbus.request_writer import RequestWriter
-    from promptbus.settings import load
+    from promptbus.settings import KafkaSettings, load
 
-    settings = load(ClientSettings)
+    settings = load(KafkaSettings)
     topic = settings.kafka_request_topic
     check = ReplyReader(settings, topic)
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import cast
 
-from promptbus.client_options import ClientSettings, group_id, make_exchange
+from promptbus.client_options import make_exchange
 from promptbus.commands.outcome import ERROR_REPLY, NO_REPLY, OK, USAGE, explain, say
 from promptbus.commands.send import Skipped
 from promptbus.errors import MessageTooLarge, PromptBusError
@@ -18,7 +18,7 @@ from promptbus.printable import write_bytes
 from promptbus.progress import Progress
 from promptbus.prompts import new_request_id
 from promptbus.request_lines import BadLine, RequestLine
-from promptbus.settings import load
+from promptbus.settings import KafkaSettings, load
 from promptbus.silence import Silence
 
 LINGER_MS = 5.0
@@ -32,7 +32,7 @@ def send_and_wait(
     lines: Iterator[RequestLine], name: str, skipped: Skipped, timeout_s: float, in_flight: int
 ) -> int:
     """Publish every line and write every reply; returns the exit code."""
-    settings = load(ClientSettings)
+    settings = load(KafkaSettings)
     exchange = make_exchange(
         None,
         settings,
@@ -64,7 +64,7 @@ def send_and_wait(
             run.take_one()
     except NothingArrives:
         run.progress.clear()
-        silence = Silence(settings, settings.kafka_request_topic, group_id(settings))
+        silence = Silence(settings, settings.kafka_request_topic, settings.kafka_group_id)
         some = ", ".join(list(run.waiting)[:3])
         say(
             f"no reply for {timeout_s:g} s, {len(run.waiting):,} requests unanswered ({some}…): {silence.reason().sentence}"

@@ -61,12 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def follow(*, from_beginning: bool, count: int | None, as_json: bool) -> None:
     """Print replies until `count` were printed, if it is given."""
-    from promptbus.client_options import ClientSettings
     from promptbus.kafka_errors import describe, refused
     from promptbus.reply_reader import ReplyReader
-    from promptbus.settings import load
+    from promptbus.settings import KafkaSettings, load
 
-    settings = load(ClientSettings)
+    settings = load(KafkaSettings)
     reader = ReplyReader(settings, settings.kafka_reply_topic)
     try:
         reader.open(5.0, start="beginning" if from_beginning else "end")

@@ -1,0 +1,100 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from config import settings_reference
+from promptbus.messages import ErrorCode
+
+PROJECT = Path(__file__).resolve().parents[3]
+DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "models/README.md"]
+
+
+def test_the_settings_in_readme_and_example_are_current() -> None:
+    assert settings_reference.main(["--check"]) == 0
+
+
+def test_the_example_file_sets_what_the_defaults_are(tmp_path: Path) -> None:
+    from promptbus_worker.settings import Settings
+
+    text = settings_reference.EXAMPLE.read_text()
+    active = [line[1:] for line in text.splitlines() if re.match(r"#[A-Z_]+=.", line)]
+    (tmp_path / ".env").write_text("\n".join(active))
+    assert Settings(_env_file=tmp_path / ".env") == Settings(_env_file=None)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    path = PROJECT / document
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{document} links to {target}"
+
+
+def test_readme_has_every_error_code() -> None:
+    table = (PROJECT / "README.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \| (?:yes|no) \|", table, re.MULTILINE) == [
+        code.value for code in ErrorCode
+    ]
+    for code in ErrorCode:
+        retryable = "yes" if code.retryable else "no"
+        assert f"| `{code}` | {retryable} |" in table
+
+
+def test_architecture_names_files_that_exist() -> None:
+    text = (PROJECT / "ARCHITECTURE.md").read_text()
+    worker = PROJECT / "consumer" / "promptbus_worker"
+    named = set(re.findall(r"`(\w+\.py)`", text))
+    known = {
+        path.name
+        for folder in ("consumer", "producer", "stack", "models", "config")
+        for path in (PROJECT / folder).rglob("*.py")
+    }
+    assert named
+    assert named <= known, named - known
+    assert {path.name for path in worker.glob("*.py")} - {"__init__.py"} <= named, (
+        "a file of the worker is not described"
+    )
+
+
+def test_the_python_in_readme_is_valid_and_uses_what_exists() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    compile(code, "README.md", "exec")
+    import promptbus
+
+    assert "PromptClient" in code
+    for method in ("ask", "submit", "map"):
+        assert hasattr(promptbus.PromptClient, method)
+        assert hasattr(promptbus.AsyncPromptClient, method)
+
+
+def test_nothing_names_a_package_registry_or_a_path_of_somebodys_machine() -> None:
+    files = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, check=True
+    ).stdout.split(b"\0")
+    hosts = (
+        "pypi" + ".org",
+        "pythonhosted" + ".org",
+        "registry.npmjs" + ".org",
+        "repo1.maven" + ".org",
+        "/ro" + "ot/",
+        "/work" + "/main",
+    )
+    for name in filter(None, files):
+        path = PROJECT / name.decode()
+        if not path.is_file():
+            continue
+        text = path.read_bytes()
+        for host in hosts:
+            assert host.encode() not in text, f"{name.decode()} names {host}"
+
+
+def test_the_package_imports_in_a_bare_interpreter() -> None:
+    code = "import promptbus.messages, sys; assert 'confluent_kafka' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
