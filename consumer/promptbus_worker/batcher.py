@@ -8,6 +8,7 @@ alone, so that a prompt which makes every call time out cannot take its neighbou
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -68,28 +69,44 @@ class Batcher:
         self._count += 1
 
     def put_back(self, requests: Iterable[Pending]) -> None:
-        """Requests that were dispatched wait again, in front of those that came after them."""
-        for request in sorted(requests, key=_age, reverse=True):
+        """Requests that were dispatched wait again, where their age puts them."""
+        older: list[tuple[deque[Pending], Pending]] = []
+        for request in sorted(requests, key=_age):
             request.phase = Phase.WAITING
-            queue = self._alone if request.attempts >= LAST_ATTEMPT - 1 else self._group(request)
-            if queue and _age(request) > _age(queue[-1]):
-                queue.append(request)
-            else:
-                queue.appendleft(request)
             self._count += 1
+            queue = self._alone if is_last_attempt(request) else self._group(request)
+            if queue and _age(request) >= _age(queue[0]):
+                queue.insert(bisect_right(queue, _age(request), key=_age), request)
+            else:
+                older.append((queue, request))
+        for queue, request in reversed(older):
+            queue.appendleft(request)
 
-    def take(self, now: float, *, draining: bool = False, blocked: Collection[str] = ()) -> Batch | None:
-        """The next batch, or None if nothing may leave yet. `blocked` models are passed over."""
-        for request in self._alone:
-            if request.model not in blocked:
-                self._alone.remove(request)
-                return self._close([request], ClosedBy.DRAIN if draining else ClosedBy.SIZE)
+    def take(
+        self,
+        now: float,
+        *,
+        draining: bool = False,
+        blocked: Collection[str] = (),
+        alone_in_flight: Collection[str] = (),
+    ) -> Batch | None:
+        """The next batch, or None if nothing may leave yet.
+
+        `blocked` models are passed over. Of a model in `alone_in_flight` no second last attempt leaves: Triton may
+        join them into one batch again, and one would make the other time out.
+        """
+        alone = next(
+            (r for r in self._alone if r.model not in blocked and r.model not in alone_in_flight), None
+        )
         best: deque[Pending] | None = None
         for (model, _), group in self._groups.items():
             if model in blocked or (best is not None and _age(best[0]) <= _age(group[0])):
                 continue
             if draining or now >= group[0].waiting_since + self._linger_s or self._full(model, group):
                 best = group
+        if alone is not None and (best is None or _age(alone) <= _age(best[0])):
+            self._alone.remove(alone)
+            return self._close([alone], ClosedBy.DRAIN if draining else ClosedBy.SIZE)
         return self._fill(best, draining) if best is not None else None
 
     def take_one(self, model: str) -> Pending | None:
@@ -173,6 +190,11 @@ class Batcher:
         key = (_model(request), request.signature)
         if not self._groups[key]:
             del self._groups[key]
+
+
+def is_last_attempt(request: Pending) -> bool:
+    """Whether the next time-out or broken connection is its last."""
+    return request.attempts >= LAST_ATTEMPT - 1
 
 
 def _age(request: Pending) -> float:

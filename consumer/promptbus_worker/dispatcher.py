@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 from promptbus.messages import ErrorCode
 from promptbus_worker.admission import Admission
-from promptbus_worker.batcher import Batch, Batcher, ClosedBy
+from promptbus_worker.batcher import Batch, Batcher, ClosedBy, is_last_attempt
 from promptbus_worker.breaker import Breaker
 from promptbus_worker.deadline import Clock
 from promptbus_worker.expiry import Expiry
@@ -23,7 +24,7 @@ from promptbus_worker.model import InferenceClient, ModelSpec
 from promptbus_worker.outcomes import VERDICTS
 from promptbus_worker.record import Pending, Phase, Record, Rejection
 from promptbus_worker.replies import Replies
-from promptbus_worker.runner import Runner, where
+from promptbus_worker.runner import Runner, unanswered, where
 
 if TYPE_CHECKING:
     from promptbus_worker.metrics import Metrics
@@ -209,8 +210,11 @@ class Dispatcher:
             return
         now = self._clock()
         blocked = [model for model, breaker in self._breakers.items() if not breaker.may_call(now)]
+        self._replies.in_bulk = len(self._batcher) > self._concurrency
         while len(self._in_flight) < self._concurrency and not self._replies.congested and len(self._batcher):
-            batch = self._batcher.take(now, draining=self._draining, blocked=blocked)
+            batch = self._batcher.take(
+                now, draining=self._draining, blocked=blocked, alone_in_flight=self._alone_in_flight()
+            )
             if batch is None:
                 break
             self._metrics.batches_total[batch.model, batch.closed_by].inc()
@@ -224,6 +228,10 @@ class Dispatcher:
         self._hold_if_all_down()
         self._note_idle()
         self._set_wake(now, blocked)
+
+    def _alone_in_flight(self) -> list[str]:
+        batches = self._in_flight.values()
+        return [b.model for b in batches if len(b.requests) == 1 and is_last_attempt(b.requests[0])]
 
     def _start(self, run: Coroutine[object, object, None], batch: Batch) -> None:
         task = asyncio.get_running_loop().create_task(run)
@@ -282,6 +290,12 @@ class Dispatcher:
         """Whether anything of this model waits, or is in flight beside the asking batch."""
         in_flight = sum(batch.model == model for batch in self._in_flight.values())
         return in_flight > 1 or any(request.model == model for request in self._batcher)
+
+    def unsuspected(self, model: str) -> bool:
+        """Whether any request of this model waits or is in flight that never failed alone."""
+        in_flight = (request for batch in self._in_flight.values() for request in unanswered(batch.requests))
+        every = chain(self._batcher, in_flight)
+        return any(request.model == model and request.suspect_since is None for request in every)
 
     async def polled_since_freeze(self) -> None:
         """After the process stood still, somebody else may own our partitions: polling Kafka tells."""

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 RESEND_AFTER_S = 0.5
 MOST_REFUSALS = 5
 """A record well below its topic's limit that is refused for its size this often: the limits must be read anew."""
+BULK_S = 0.01
+"""While more waits, replies are collected for this long: each partition then gets a few large produce requests
+instead of many of one record, which cost the broker several times as much."""
 _SHORTEST_TICK_S = 0.001
 _LONGEST_TICK_S = 0.02
 
@@ -90,6 +93,9 @@ class Replies:
         self._on_stop = on_stop
         self._clock = clock
         self._wall_clock = wall_clock
+        self.in_bulk = False
+        """Set while requests wait behind those in flight: throughput matters then, and latency is theirs."""
+        self._collected: list[Outgoing] = []
         self._unsent: deque[Outgoing] = deque()
         self._due = 0  # records of ours that the broker has not acknowledged
         self._settled: list[Pending] = []
@@ -171,10 +177,20 @@ class Replies:
     def _send(self, outgoing: Outgoing) -> None:
         self._due += 1
         self._all_acknowledged.clear()
-        self._produce(outgoing)
+        if not self.in_bulk:
+            self._produce(outgoing)
+        else:
+            if not self._collected:
+                asyncio.get_running_loop().call_later(BULK_S, self._produce_collected)
+            self._collected.append(outgoing)
         if self._tick is None:
             self._tick_s = _SHORTEST_TICK_S
             self._tick = asyncio.get_running_loop().call_later(self._tick_s, self._serve)
+
+    def _produce_collected(self) -> None:
+        collected, self._collected = self._collected, []
+        for outgoing in collected:
+            self._produce(outgoing)
 
     def _produce(self, outgoing: Outgoing) -> None:
         try:

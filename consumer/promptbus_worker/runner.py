@@ -50,6 +50,10 @@ class Traffic(Protocol):
         """Whether anything of this model waits, or is in flight beside the asking batch."""
         ...
 
+    def unsuspected(self, model: str) -> bool:
+        """Whether any request of this model waits or is in flight that never failed alone."""
+        ...
+
     async def polled_since_freeze(self) -> None:
         """After the process stood still: wait until the consumer has polled."""
         ...
@@ -260,7 +264,11 @@ class Runner:
                 log.warning("an output cannot be read", extra={**where(request.record), "why": row.reason})
                 self._finish(request, ErrorCode.BAD_MODEL_OUTPUT)
             else:
-                self._replies.answer(request, row, version)
+                try:
+                    self._replies.answer(request, row, version)
+                except Exception:  # its neighbours have answers to be written
+                    log.exception("an answer could not be written", extra=where(request.record))
+                    self._finish(request, ErrorCode.INTERNAL)
 
     def _not_their_fault(
         self, model: str, part: list[Pending], call: _Call, failure: CallFailure, verdict: Verdict
@@ -280,10 +288,12 @@ class Runner:
             if verdict.counts_attempt:
                 if request.failed_since is None:
                     request.failed_since = call.began
+                else:
+                    # Twice is no accident. Triton goes on with what we have given up, so before anybody's next
+                    # attempt can mean anything, a probe has to come through.
+                    breaker.failed(now, gone=True)
                 if request.attempts + 1 < LAST_ATTEMPT or breaker.worked_since(request.failed_since):
                     request.attempts += 1
-                else:
-                    breaker.failed(now, gone=True)  # it is Triton that hangs, not this request
             if request.attempts >= LAST_ATTEMPT:
                 self._replies.error(request, verdict.final_code)
             else:
@@ -295,13 +305,21 @@ class Runner:
     def _judge(self, model: str, suspects: list[_Suspect]) -> None:
         """Charge requests that failed alone, if the model answered others since; if that is unclear, try again."""
         breaker, now = self._breakers[model], self._clock()
-        alone = len(suspects) == 1 and not self._traffic.others(model)
-        unclear = []
-        for request, code, call_began in suspects:
+        for request, _, call_began in suspects:
             if request.suspect_since is None:
                 request.suspect_since = call_began
-            request.failures_alone = request.failures_alone + 1 if alone else 0
-            if breaker.answered_since(request.suspect_since) or request.failures_alone >= FAILURES_ALONE:
+        alone = len(suspects) == 1 and not self._traffic.others(model)
+        among_suspects = not self._traffic.unsuspected(model)
+        unclear = []
+        for request, code, _ in suspects:
+            assert request.suspect_since is not None, "set above"
+            request.failures_alone += among_suspects
+            # With nobody else to be a witness, three failures must do; if others fail as well, our own probe must
+            # have worked in between, or it is the model that is broken.
+            enough = request.failures_alone >= FAILURES_ALONE
+            if breaker.answered_since(request.suspect_since) or (
+                enough and (alone or breaker.worked_since(request.suspect_since))
+            ):
                 self._finish(request, code)
             else:
                 breaker.single_error(now)

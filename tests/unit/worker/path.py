@@ -139,6 +139,19 @@ class FakeModel:
         self.most_running = 0
         self.spec = SPEC
         self.before_answer: Callable[[], None] = lambda: None
+        self._instances: asyncio.Semaphore | None = None
+        self._seconds: dict[str, float] = {}
+        self._working: set[asyncio.Task[None]] = set()
+
+    def occupy(self, instances: int, seconds: dict[str, float]) -> None:
+        """Calls queue for `instances` that work on, even if nobody waits any more; prompts may take `seconds`."""
+        self._instances = asyncio.Semaphore(instances)
+        self._seconds = seconds
+
+    async def _occupied(self, prompts: list[str]) -> None:
+        assert self._instances is not None
+        async with self._instances:
+            await asyncio.sleep(max(self._seconds.get(prompt, self.latency_s) for prompt in prompts))
 
     async def read_spec(self, model: str, version: str | None = None) -> ModelSpec:
         if self.failure in (CallFailure.REFUSED, CallFailure.NOT_FOUND):
@@ -159,7 +172,14 @@ class FakeModel:
                 raise CallError(CallFailure.TIMEOUT, "no answer")
             if self.failure is not None:
                 raise CallError(self.failure, "/secret/path Traceback")
-            await asyncio.sleep(self.latency_s)
+            if self._instances is not None:
+                working = asyncio.create_task(self._occupied(prompts))
+                self._working.add(working)
+                done, _ = await asyncio.wait({working}, timeout=timeout_s)
+                if not done:
+                    raise CallError(CallFailure.TIMEOUT, "no answer")
+            else:
+                await asyncio.sleep(self.latency_s)
             self.before_answer()
             if self.breaks & set(prompts):
                 raise CallError(CallFailure.CONNECTION, "closed")

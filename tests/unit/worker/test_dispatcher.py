@@ -107,28 +107,38 @@ async def test_a_poisoned_prompt_with_no_other_traffic_is_charged_after_three_fa
     assert path.model.calls == [["bad"]] * 3
 
 
-@in_virtual_time
-async def test_poisoned_prompts_among_themselves_wait_for_a_witness() -> None:
-    path = Path()
-    path.model.poison = set(ids(40))
-    path.ask(*ids(40))
-    await asyncio.sleep(600)
-    assert path.broker.written == [], "nobody was answered, so the model itself may be broken"
-    assert len(path.model.calls) < 10_000, "a round of at most 60 calls every five seconds"
-    path.ask("good")
-    await path.settle(41)
-    assert path.codes() == {"good": "ok", **dict.fromkeys(ids(40), "model_error")}
+@pytest.mark.parametrize("count", [2, 8, 40])
+def test_poisoned_prompts_among_themselves_are_charged_if_our_probe_works(count: int) -> None:
+    async def body() -> None:
+        path = Path()
+        path.model.poison = set(ids(count))
+        path.ask(*ids(count))
+        await path.settle(count, within_s=120)
+        assert path.codes() == dict.fromkeys(ids(count), "model_error")
+        assert len(path.model.calls) < 20 * count + 60
+
+    run(body())
 
 
 @in_virtual_time
-async def test_a_model_that_answers_only_our_probe_charges_nobody() -> None:
+async def test_a_witness_among_poisoned_prompts_gets_its_turn() -> None:
     path = Path()
-    path.model.poison = set(ids(200))
-    path.ask(*ids(200))
+    path.model.poison = set(ids(100))
+    path.ask(*ids(100), "good")
+    await path.settle(101, within_s=60)
+    assert path.codes() == {"good": "ok", **dict.fromkeys(ids(100), "model_error")}
+
+
+@in_virtual_time
+async def test_a_model_that_answers_only_our_probe_charges_nobody_while_there_is_other_traffic() -> None:
+    path = Path()
+    path.model.poison = set(ids(2000))
+    path.ask(*ids(2000))
     await asyncio.sleep(60)
     assert path.broker.written == []
+    assert len(path.model.calls) < 2000, "and it is not hammered"
     path.model.poison = set()
-    await path.settle(200)
+    await path.settle(2000)
     assert set(path.codes().values()) == {"ok"}
 
 
@@ -246,6 +256,21 @@ async def test_a_prompt_that_hangs_does_not_take_its_neighbours_with_it() -> Non
     path.ask(*ids(8))
     await path.settle(8)
     assert path.codes() == {i: "inference_timeout" if i == "p2" else "ok" for i in ids(8)}
+
+
+@pytest.mark.parametrize("slow_s", [2.0, 6.0, 20.0])
+@pytest.mark.parametrize("instances", [1, 2])
+def test_a_slow_prompt_that_triton_goes_on_with_hurts_no_neighbour(slow_s: float, instances: int) -> None:
+    """As Triton does it: what the worker has given up still occupies an instance until it is done."""
+
+    async def body() -> None:
+        path = Path(timeout_s=1, concurrency=4)
+        path.model.occupy(instances, {"p0": slow_s})
+        path.ask(*ids(8))
+        await path.settle(8)
+        assert path.codes() == {"p0": "inference_timeout", **dict.fromkeys(ids(8)[1:], "ok")}
+
+    run(body())
 
 
 @in_virtual_time

@@ -1,0 +1,286 @@
+"""The waiting queue against a model of it: each request is in one place, and no batch holds what it may not hold."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from promptbus_worker.batcher import LAST_ATTEMPT, Batch, Batcher, ClosedBy
+from promptbus_worker.ledger import Ownership
+from promptbus_worker.record import Pending, Phase, Record
+
+MAX_SIZE = {"large": 4, "small": 2}
+MAX_BYTES = 100
+MODELS = sorted(MAX_SIZE)
+PARTITIONS = [Ownership("requests", partition, 1) for partition in range(2)]
+
+
+def pending(
+    offset: int,
+    *,
+    model: str = "large",
+    signature: tuple[str, ...] = (),
+    size: int = 1,
+    attempts: int = 0,
+    ownership: Ownership = PARTITIONS[0],
+) -> Pending:
+    record = Record(ownership, offset, 0, None, b"{}", None, size, 0.0)
+    request = Pending(record, f"r{offset}", "reply", "results")
+    request.model, request.signature, request.size, request.attempts = model, signature, size, attempts
+    return request
+
+
+def batcher(*, linger_s: float = 0.0) -> Batcher:
+    return Batcher(MAX_SIZE.__getitem__, max_bytes=MAX_BYTES, linger_s=linger_s)
+
+
+def offsets(batch: Batch | None) -> list[int]:
+    assert batch is not None
+    return [request.record.offset for request in batch.requests]
+
+
+Group = tuple[str, tuple[str, ...]]
+
+
+class BatcherMachine(RuleBasedStateMachine):
+    """Any interleaving of what the dispatcher does with it; time moves on at every offer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.offset = 0
+        self.groups: defaultdict[Group, list[Pending]] = defaultdict(list)  # in the order in which they leave
+        self.alone: list[Pending] = []
+        self.in_flight: list[Batch] = []
+        self.gone: list[Pending] = []
+
+    @initialize(linger_s=st.sampled_from([0.0, 3.0]))
+    def make(self, linger_s: float) -> None:
+        self.linger_s = linger_s
+        self.batcher = batcher(linger_s=linger_s)
+
+    @rule(
+        model=st.sampled_from(MODELS),
+        signature=st.sampled_from([(), ("top_p",)]),
+        size=st.one_of(st.integers(1, 60), st.integers(95, 130)),
+        ownership=st.sampled_from(PARTITIONS),
+    )
+    def offer(self, model: str, signature: tuple[str, ...], size: int, ownership: Ownership) -> None:
+        self.now += 1
+        self.offset += 1
+        request = pending(self.offset, model=model, signature=signature, size=size, ownership=ownership)
+        self.batcher.offer(request, self.now)
+        assert request.waiting_since == self.now
+        self.groups[model, signature].append(request)
+
+    @rule(seconds=st.integers(1, 4))
+    def time_passes(self, seconds: int) -> None:
+        self.now += seconds
+
+    @rule(blocked=st.sets(st.sampled_from(MODELS), max_size=2), draining=st.booleans())
+    def take(self, blocked: set[str], draining: bool) -> None:
+        batch = self.batcher.take(self.now, draining=draining, blocked=blocked)
+        due = [g for g in self.groups.values() if g and g[0].model not in blocked and self._due(g, draining)]
+        may_go_alone = [request for request in self.alone if request.model not in blocked]
+        if batch is None:
+            assert not due, "a batch was held back although it was due"
+            assert not may_go_alone, "a request on its last attempt was held back"
+            return
+        assert batch.requests
+        assert batch.model not in blocked
+        assert {request.model for request in batch.requests} == {batch.model}
+        assert len({request.signature for request in batch.requests}) == 1
+        assert len(batch.requests) <= MAX_SIZE[batch.model]
+        assert sum(r.size for r in batch.requests) <= MAX_BYTES or len(batch.requests) == 1
+        if may_go_alone:
+            assert batch.requests == may_go_alone[:1], "a last attempt goes alone, in order"
+            self.alone.remove(batch.requests[0])
+            assert batch.closed_by is (ClosedBy.DRAIN if draining else ClosedBy.SIZE)
+        else:
+            group = min(due, key=lambda waiting: waiting[0].waiting_since)
+            count = len(batch.requests)
+            assert batch.requests == group[:count], "who waits longest leaves first"
+            del group[:count]
+            self._check_why_it_closed(batch, group, draining)
+        self.in_flight.append(batch)
+
+    def _due(self, group: list[Pending], draining: bool) -> bool:
+        full = len(group) >= MAX_SIZE[group[0].model or ""] or sum(r.size for r in group) > MAX_BYTES
+        return full or draining or self.now >= group[0].waiting_since + self.linger_s
+
+    def _check_why_it_closed(self, batch: Batch, rest: list[Pending], draining: bool) -> None:
+        match batch.closed_by:
+            case ClosedBy.SIZE:
+                assert len(batch.requests) == MAX_SIZE[batch.model]
+            case ClosedBy.BYTES:
+                assert len(batch.requests) < MAX_SIZE[batch.model]
+                assert rest, "somebody was left behind"
+                assert sum(r.size for r in batch.requests) + rest[0].size > MAX_BYTES
+            case closed_by:
+                assert not rest, "more would have fitted"
+                assert len(batch.requests) < MAX_SIZE[batch.model]
+                lingering = ClosedBy.LINGER if self.linger_s else ClosedBy.SLOT
+                assert closed_by is (ClosedBy.DRAIN if draining else lingering)
+
+    @precondition(lambda self: self.in_flight)
+    @rule(data=st.data(), attempted=st.booleans())
+    def put_back(self, data: st.DataObject, attempted: bool) -> None:
+        """The newest batch fails: a part of it comes back, the rest was answered."""
+        batch = self.in_flight.pop()
+        again = data.draw(st.lists(st.sampled_from(batch.requests), unique_by=id))
+        self.gone += [request for request in batch.requests if request not in again]
+        for request in again:
+            request.attempts = min(LAST_ATTEMPT - 1, request.attempts + attempted)
+        before = {id(request): request.waiting_since for request in again}
+        self.batcher.put_back(again)
+        assert {id(request): request.waiting_since for request in again} == before, "their wait goes on"
+        last = [request for request in again if request.attempts == LAST_ATTEMPT - 1]
+        self.alone = sorted(self.alone + last, key=lambda request: request.waiting_since)
+        rest = [request for request in again if request not in last]
+        if rest:
+            group = self.groups[rest[0].model or "", rest[0].signature]
+            group[:] = sorted(group + rest, key=lambda request: request.waiting_since)
+
+    @rule(model=st.sampled_from(MODELS))
+    def take_one(self, model: str) -> None:
+        waiting = [request for request in self._waiting() if request.model == model]
+        request = self.batcher.take_one(model)
+        if request is None:
+            assert not waiting
+            return
+        heads = [g[0] for g in [*self.groups.values(), [r for r in self.alone if r.model == model]] if g]
+        assert request in heads
+        assert request.model == model
+        self._remove(request)
+        self.in_flight.append(Batch(model, [request], ClosedBy.SIZE))
+
+    @precondition(lambda self: self._waiting())
+    @rule(data=st.data())
+    def discard(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self._waiting()))
+        self.batcher.discard(request)
+        self._remove(request)
+        self.gone.append(request)
+        request.phase = Phase.ANSWERED
+
+    @rule(ownership=st.sampled_from(PARTITIONS), floor=st.integers(0, 40))
+    def drop(self, ownership: Ownership, floor: int) -> None:
+        expected = [r for r in self._waiting() if r.record.ownership is ownership and r.record.offset > floor]
+        dropped = self.batcher.drop(
+            lambda request: request.record.ownership is ownership and request.record.offset > floor
+        )
+        assert set(dropped) == set(expected)
+        assert len(dropped) == len(expected)
+        for request in dropped:
+            assert request.phase is Phase.DROPPED
+            self._remove(request)
+            self.gone.append(request)
+
+    def _waiting(self) -> list[Pending]:
+        return [*self.alone, *(request for group in self.groups.values() for request in group)]
+
+    def _remove(self, request: Pending) -> None:
+        for place in (self.alone, *self.groups.values()):
+            if request in place:
+                place.remove(request)
+
+    @invariant()
+    def each_request_is_in_one_place(self) -> None:
+        if not hasattr(self, "batcher"):
+            return
+        waiting = list(self.batcher)
+        assert len(waiting) == len(set(waiting)) == len(self.batcher)
+        assert set(waiting) == set(self._waiting())
+        assert all(request.phase is Phase.WAITING for request in waiting)
+        flying = [request for batch in self.in_flight for request in batch.requests]
+        assert all(request.phase is Phase.IN_FLIGHT for request in flying)
+        assert len(waiting) + len(flying) + len(self.gone) == self.offset, "a request was lost or doubled"
+
+
+BatcherMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=35, deadline=None)
+TestBatcher = BatcherMachine.TestCase
+
+
+def test_an_oversized_request_goes_alone() -> None:
+    waiting = batcher()
+    for offset, size in enumerate((10, MAX_BYTES + 1, 10)):
+        waiting.offer(pending(offset, size=size), 0.0)
+    batches = [waiting.take(0.0) for _ in range(3)]
+    assert [offsets(batch) for batch in batches] == [[0], [1], [2]]
+    assert [batch.closed_by for batch in batches if batch] == [ClosedBy.BYTES, ClosedBy.BYTES, ClosedBy.SLOT]
+
+
+def test_exactly_the_largest_batch_of_bytes_shares_one_call() -> None:
+    waiting = batcher()
+    for offset in range(2):
+        waiting.offer(pending(offset, size=MAX_BYTES // 2), 0.0)
+    assert offsets(waiting.take(0.0)) == [0, 1]
+
+
+def test_a_model_that_was_loaded_again_with_a_smaller_batch_gets_smaller_ones() -> None:
+    sizes = {"large": 4}
+    waiting = Batcher(sizes.__getitem__, max_bytes=MAX_BYTES, linger_s=0)
+    for offset in range(6):
+        waiting.offer(pending(offset), 0.0)
+    assert offsets(waiting.take(0.0)) == [0, 1, 2, 3]
+    sizes["large"] = 1
+    assert offsets(waiting.take(0.0)) == [4]
+
+
+def test_the_model_whose_request_waits_longest_is_next() -> None:
+    waiting = batcher()
+    waiting.offer(pending(0, model="small"), 1.0)
+    waiting.offer(pending(1, model="large"), 2.0)
+    waiting.offer(pending(2, model="small", signature=("top_p",)), 3.0)
+    assert [offsets(waiting.take(4.0)) for _ in range(3)] == [[0], [1], [2]]
+
+
+def test_a_full_batch_does_not_linger() -> None:
+    waiting = batcher(linger_s=10)
+    for offset in range(3):
+        waiting.offer(pending(offset), 0.0)
+    assert waiting.take(0.0) is None
+    waiting.offer(pending(3), 0.0)
+    batch = waiting.take(0.0)
+    assert offsets(batch) == [0, 1, 2, 3]
+    assert batch is not None
+    assert batch.closed_by is ClosedBy.SIZE
+
+
+def test_next_due_counts_down_to_the_first_lingering_batch() -> None:
+    waiting = batcher(linger_s=10)
+    assert waiting.next_due(0.0) is None
+    waiting.offer(pending(0, model="small"), 3.0)
+    waiting.offer(pending(1, model="large"), 5.0)
+    assert waiting.next_due(5.0) == pytest.approx(8.0)
+    assert waiting.next_due(5.0, blocked=["small"]) == pytest.approx(10.0)
+    assert waiting.next_due(20.0) is None, "it is due already"
+    assert batcher().next_due(0.0) is None
+
+
+def test_draining_waits_for_nothing() -> None:
+    waiting = batcher(linger_s=10)
+    waiting.offer(pending(0), 0.0)
+    batch = waiting.take(0.0, draining=True)
+    assert batch is not None
+    assert batch.closed_by is ClosedBy.DRAIN
+
+
+def test_take_one_prefers_whoever_waits_longest_of_all_groups() -> None:
+    waiting = batcher()
+    last_attempt = pending(0)
+    waiting.offer(last_attempt, 1.0)
+    waiting.take(1.0)
+    last_attempt.attempts = LAST_ATTEMPT - 1
+    waiting.put_back([last_attempt])
+    waiting.offer(pending(1, signature=("top_p",)), 0.5)
+    first, second = waiting.take_one("large"), waiting.take_one("large")
+    assert first is not None
+    assert first.record.offset == 1
+    assert second is last_attempt
+    assert waiting.take_one("large") is None
+    assert len(waiting) == 0
