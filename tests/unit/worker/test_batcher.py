@@ -129,8 +129,8 @@ class BatcherMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_flight)
     @rule(data=st.data(), attempted=st.booleans())
     def put_back(self, data: st.DataObject, attempted: bool) -> None:
-        """The newest batch fails: a part of it comes back, the rest was answered."""
-        batch = self.in_flight.pop()
+        """A batch fails: a part of it comes back, the rest was answered."""
+        batch = self.in_flight.pop(data.draw(st.integers(0, len(self.in_flight) - 1)))
         again = data.draw(st.lists(st.sampled_from(batch.requests), unique_by=id))
         self.gone += [request for request in batch.requests if request not in again]
         for request in again:
