@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptbus.messages import decode_reply
+from promptbus_worker.breaker import FIRST_BACKOFF_S
 from promptbus_worker.ledger import Ownership
 from promptbus_worker.outcomes import CallFailure
 from promptbus_worker.record import Record
@@ -79,9 +80,9 @@ class Run:
         await asyncio.gather(self._publish(), self._fail(), self._leave())
         async with asyncio.timeout(3600):
             while self.path.ledger.in_hand([self.kept]):  # noqa: ASYNC110 - virtual time costs nothing
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.5)
             while self.leaving.live and self.path.ledger.in_hand([self.leaving]):  # noqa: ASYNC110 - the same
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.5)
         assert await self.path.dispatcher.idle(30)
         assert await self.path.replies.all_acknowledged(30)
 
@@ -130,7 +131,7 @@ class Run:
             try:
                 async with asyncio.timeout(5):
                     while self.path.ledger.in_hand([self.leaving]):  # noqa: ASYNC110 - virtual time costs nothing
-                        await asyncio.sleep(0.05)
+                        await asyncio.sleep(0.5)
             except TimeoutError:
                 pass
         self.path.ledger.end(self.leaving)
@@ -141,6 +142,7 @@ class Run:
 @given(PLANS)
 def test_each_request_of_a_partition_we_keep_gets_exactly_one_just_reply(plan: Plan) -> None:
     async def body() -> None:
+        began = loop().time()
         work = Run(plan)
         await work.carry_out()
         path = work.path
@@ -148,15 +150,18 @@ def test_each_request_of_a_partition_we_keep_gets_exactly_one_just_reply(plan: P
         counts = Counter(reply.request_id for reply in replies)
         assert not [name for name, count in counts.items() if count > 1], "answered twice"
         codes = {reply.request_id: reply.error.code if reply.error else "ok" for reply in replies}
+        # While every call is a 500, who is alone cannot be told from a poisoned prompt (DESIGN rule 9).
+        broken = any(failure is CallFailure.MODEL_ERROR for _, _, failure in plan.phases)
+        charged = {"model_error"} if broken else set()
         for name, record in work.records.items():
             if record.ownership.live:
                 assert name in codes, "not answered"
             if name in codes:
-                assert codes[name] in ALLOWED[work.kinds[name]], (name, codes[name])
+                assert codes[name] in ALLOWED[work.kinds[name]] | charged, (name, codes[name])
         assert path.ledger.records_in_hand == 0
         assert path.stopped == []
-        # A request alone is called at most four times for its own sake, a batch of n is narrowed in 2n calls;
-        # while Triton fails there is a call per back-off.
-        assert len(path.model.calls) <= 12 * len(work.kinds) + 100 * len(plan.phases) + 20
+        # A few calls for each request, and otherwise one round per shortest back-off while nobody can be blamed yet.
+        rounds = (loop().time() - began) / FIRST_BACKOFF_S
+        assert len(path.model.calls) <= 12 * len(work.kinds) + rounds * plan.concurrency
 
     run(body())
