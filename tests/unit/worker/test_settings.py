@@ -39,7 +39,7 @@ def from_environment(**environment: str) -> Settings:
 
 
 def only_environment() -> Settings:
-    return Settings(_env_file=None)  # type: ignore[call-arg]  # pydantic takes it and fills in the fields
+    return Settings(_env_file=None)
 
 
 # -- where they come from
