@@ -44,7 +44,8 @@ class Kafka:
         self._wanted_port = port
         self._count = brokers
         self._properties = dict(properties or {})
-        self._java_options = [f"-Xmx{heap_mb}m", *java_options]
+        # The quick compiler alone: such a broker lives for minutes, and the thorough one would spend them compiling.
+        self._java_options = [f"-Xmx{heap_mb}m", "-XX:TieredStopAtLevel=1", *java_options]
         self.brokers: list[Broker] = []
 
     @property

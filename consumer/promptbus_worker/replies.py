@@ -223,7 +223,8 @@ class Replies:
             if self._stopped or not self._due:
                 self._all_acknowledged.set()
             else:
-                self._tick_s = _SHORTEST_TICK_S if served else min(_LONGEST_TICK_S, self._tick_s * 1.5)
+                shortest = BULK_S / 2 if self.in_bulk else _SHORTEST_TICK_S
+                self._tick_s = shortest if served else min(_LONGEST_TICK_S, self._tick_s * 1.5)
                 self._tick = asyncio.get_running_loop().call_later(self._tick_s, self._serve)
 
     def client_error(self, error: DeliveryError) -> None:
