@@ -146,7 +146,9 @@ class Admission:
         _set(inputs, spec, "temperature", request.temperature, limits.default_temperature)
         if request.parameters:
             pending.size += self._add_parameters(inputs, spec, request.parameters)
-            pending.signature = tuple(sorted(request.parameters))
+            pending.signature = tuple(
+                sorted(n for n, value in request.parameters.items() if value is not None)
+            )
         pending.inputs = inputs
 
     def _add_parameters(
@@ -154,6 +156,8 @@ class Admission:
     ) -> int:
         size = 0
         for name, value in parameters.items():
+            if value is None:
+                continue  # as everywhere: absent
             tensor = spec.inputs.get(name)
             if name in _OWN_FIELDS:
                 raise _Refused(ErrorCode.INVALID_REQUEST, f"parameters.{name}: use the field {name} instead")

@@ -192,8 +192,11 @@ class Intake:
         if first is None:
             return []
         messages = [first]
+        epoch = self._ledger.epoch
         if room > 1:
             messages += consumer.consume(room - 1, 0)
+        if self._ledger.epoch != epoch:
+            messages = self._without_new_epochs(consumer, messages, epoch)
         now = self._clock()
         records = []
         for message in messages:
@@ -203,6 +206,36 @@ class Intake:
             elif (record := self._record(message, now)) is not None:
                 records.append(record)
         return records
+
+    def _without_new_epochs(self, consumer: Consumer, messages: list[Message], epoch: int) -> list[Message]:
+        """A rebalance went on inside consume: what was polled before it is of an epoch that is over.
+
+        Taken for the new one it would push its lower offsets aside as already seen. So records of partitions that
+        were assigned just now are dropped, and read again from where the new epoch begins.
+        """
+        kept: list[Message] = []
+        again: dict[tuple[str, int], Ownership] = {}
+        for message in messages:
+            topic, partition = message.topic() or "", message.partition() or 0
+            ownership = self._ledger.owned(topic, partition)
+            if message.error() is None and ownership is not None and ownership.epoch > epoch:
+                again[topic, partition] = ownership
+            else:
+                kept.append(message)
+        for ownership in again.values():
+            if ownership not in self._unpositioned:
+                self._seek_back(consumer, ownership)
+        return kept
+
+    def _seek_back(self, consumer: Consumer, ownership: Ownership) -> None:
+        watermark = self._ledger.watermark(ownership)
+        assert watermark is not None, "an epoch with a position has begun"
+        try:
+            consumer.seek(TopicPartition(ownership.topic, ownership.partition, watermark))
+        except KafkaException as error:
+            self._stop(
+                f"Partition {ownership.partition} cannot be read from {watermark}: {error}", restart=True
+            )
 
     def _record(self, message: Message, now: float) -> Record | None:
         topic, partition, offset = message.topic(), message.partition(), message.offset()

@@ -38,6 +38,7 @@ def consumer_config(settings: Settings, client_id: str) -> dict[str, object]:
     return {
         # At most this much of prefetched records: the default of 64 MiB alone would make 168 MiB resident.
         "queued.max.messages.kbytes": 8192,
+        "check.crcs": True,
         # A fetch that has begun with the first partition would keep records of the others waiting for this long.
         "fetch.wait.max.ms": 100,
         "reconnect.backoff.ms": 50,
@@ -53,7 +54,6 @@ def consumer_config(settings: Settings, client_id: str) -> dict[str, object]:
         "auto.offset.reset": "error",
         "isolation.level": "read_committed",
         "partition.assignment.strategy": "cooperative-sticky",
-        "check.crcs": True,
         "logger": logs.librdkafka_logger(),
     }
 

@@ -83,6 +83,16 @@ class Ledger:
         return self._bytes
 
     @property
+    def epoch(self) -> int:
+        """Grows with every epoch that begins."""
+        return self._epoch
+
+    def watermark(self, ownership: Ownership) -> int | None:
+        """The next offset to commit, if the epoch has begun and is not over."""
+        part = self._find(ownership)
+        return None if part is None else part.watermark
+
+    @property
     def span(self) -> int:
         """Offsets kept over all partitions: those in hand, and those settled above a watermark."""
         return sum(len(part.unsettled) for part in self._partitions.values())

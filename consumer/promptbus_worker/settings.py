@@ -107,12 +107,10 @@ class Settings(TritonSettings, KafkaSettings):
                 f"WORKER_REVOKE_S ({self.worker_revoke_s:g} s) must be below "
                 f"KAFKA_SESSION_TIMEOUT_MS ({self.kafka_session_timeout_ms} ms)"
             )
-        used = {self.kafka_request_topic, self.kafka_dead_letter_topic}
-        for topic in self.reply_topics_allowed:
-            if topic in used:
-                raise ValueError(
-                    f"KAFKA_REPLY_TOPICS_ALLOWED names {topic!r}, which is the request or dead letter topic"
-                )
+        for name in ("kafka_request_topic", "kafka_dead_letter_topic"):
+            topic = getattr(self, name)
+            if topic in self.reply_topics_allowed:
+                raise ValueError(f"KAFKA_REPLY_TOPICS_ALLOWED names {topic!r}, which is {name.upper()}")
         return self
 
     @property

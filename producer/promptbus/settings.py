@@ -24,6 +24,10 @@ REFUSED_OVERRIDES = frozenset(
         "transactional.id",
         "isolation.level",
         "partition.assignment.strategy",
+        # Not secret rules, but decided elsewhere: KAFKA_START, KAFKA_SESSION_TIMEOUT_MS, and Java's partitioner.
+        "auto.offset.reset",
+        "session.timeout.ms",
+        "partitioner",
     }
 )
 

@@ -403,3 +403,24 @@ def test_a_commits_answer_that_makes_no_sense_does_not_come_out_of_poll() -> Non
     rig.clock.now += 1
     rig.step()
     assert rig.group.committed == {0: 3}
+
+
+def test_a_record_polled_before_the_partition_came_back_is_not_of_the_new_epoch() -> None:
+    group = Group()
+    group.committed[0] = 0
+    group.produce(count=3)
+    rig = Rig(group).assigned(0)  # 0, 1, 2 in hand
+    group.produce()  # 3
+
+    def rebalance() -> None:
+        rig.consumer.before_consume = lambda: None
+        rig.consumer.rebalance("lost", 0)
+        rig.consumer.rebalance("assign", 0)
+
+    rig.consumer.before_consume = rebalance
+    rig.step(4)
+    rig.settle(3)
+    rig.clock.now += 1
+    rig.step()
+    assert rig.group.committed == {0: 0}
+    assert rig.offsets().count(0) == 2
