@@ -65,10 +65,20 @@ class Commits:
             self._count(None, answers or ())
 
     def send_last(self, consumer: Consumer, budget_s: float) -> None:
-        """Before the consumer closes: send, and poll until all is answered or the budget is used up."""
+        """Before the consumer closes: send, and poll until all is committed or the budget is used up.
+
+        While the group rebalances, the coordinator answers a commit only after it has answered our request to join,
+        and then refuses it for its old generation: send it again, for whoever takes over would answer all of it twice.
+        """
         deadline = Deadline(budget_s, self._clock)
-        self._send(consumer, self._ledger.take_commits())
-        while self._unanswered and not deadline.expired:
+        while True:
+            if not self._unanswered:
+                commits = self._ledger.take_commits()
+                if not commits:
+                    return
+                self._send(consumer, commits)
+            if deadline.expired:
+                return
             consumer.poll(deadline.remaining_s(at_most=0.1))
 
     def answered(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
@@ -94,34 +104,33 @@ class Commits:
 
     def _count(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
         """Each partition has its own answer: some may be committed although the call failed."""
-        for partition in partitions:
-            self._answer(partition.topic, partition.partition, partition.error or error)
+        self._answers([(p.topic, p.partition, p.error or error) for p in partitions])
 
     def _refused(self, commits: Sequence[Commit], error: KafkaError) -> None:
-        for commit in commits:
-            self._answer(commit.topic, commit.partition, error)
+        self._answers([(commit.topic, commit.partition, error) for commit in commits])
 
-    def _answer(self, topic: str, partition: int, error: KafkaError | None) -> None:
-        if error is None:
-            self._metrics.commits_total["ok"].inc()
-            return
-        name = error.name()
-        where = {"topic": topic, "partition": partition, "error": name}
-        match commit_verdict(name, fatal=error.fatal(), retriable=error.retriable()):
-            case CommitAction.OK:
+    def _answers(self, answers: Sequence[tuple[str, int, KafkaError | None]]) -> None:
+        failed: dict[tuple[str, str], list[int]] = {}
+        for topic, partition, error in answers:
+            action = CommitAction.OK
+            if error is not None:
+                action = commit_verdict(error.name(), fatal=error.fatal(), retriable=error.retriable())
+            if error is None or action is CommitAction.OK:
                 self._metrics.commits_total["ok"].inc()
-            case CommitAction.LOST:
-                # Not the end of the epoch yet: the callback that follows says whose the partition is.
-                self._metrics.commits_total["lost"].inc()
-                self._ledger.commit_failed(topic, partition)
-                log.warning("a commit came too late: the group has moved on", extra=where)
-            case CommitAction.RETRY:
-                self._metrics.commits_total["error"].inc()
-                self._ledger.commit_failed(topic, partition)
-                log.warning("a commit failed, trying again", extra=where)
-            case CommitAction.STOP:
-                self._metrics.commits_total["error"].inc()
-                self._on_stop(stop_sentence(name, error.str()), not needs_operator(name))
+                continue
+            self._metrics.commits_total["lost" if action is CommitAction.LOST else "error"].inc()
+            if action is CommitAction.STOP:
+                self._on_stop(stop_sentence(error.name(), error.str()), not needs_operator(error.name()))
+                continue
+            # LOST is not the end of the epoch yet: the callback that follows says whose the partition is. While we
+            # join a new generation, the old one's commits come back like this although nothing is lost.
+            self._ledger.commit_failed(topic, partition)
+            failed.setdefault((topic, error.name()), []).append(partition)
+        for (topic, name), numbers in failed.items():
+            log.info(
+                "a commit was refused, trying again",
+                extra={"topic": topic, "partitions": numbers, "error": name},
+            )
 
 
 def _offsets(commits: Sequence[Commit]) -> list[TopicPartition]:

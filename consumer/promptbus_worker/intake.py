@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -104,6 +105,7 @@ class Intake:
         self._stopped = False
         self._drain_wanted = False
         self._draining = False
+        self._closing_s = CLOSING_COMMIT_S
         self._finishing = threading.Event()
         self.progress_at = clock()
         self.polled_at = float("-inf")
@@ -131,8 +133,9 @@ class Intake:
         """Fetch nothing more, tell the loop (`Loop.drain_now`); go on polling, settling and committing."""
         self._drain_wanted = True
 
-    def finish(self) -> None:
-        """Settle what is there, commit, leave the group, end the thread."""
+    def finish(self, commit_s: float = CLOSING_COMMIT_S) -> None:
+        """Settle what is there, commit within `commit_s`, leave the group, end the thread."""
+        self._closing_s = max(commit_s, CLOSING_COMMIT_S)
         self._finishing.set()
 
     # -- the thread
@@ -149,8 +152,10 @@ class Intake:
                     self.progress_at = self._clock()
                     self._step(consumer)
                 self._take_done(0)
-                self._commits.send_last(consumer, CLOSING_COMMIT_S)
+                self._commits.send_last(consumer, self._closing_s)
             finally:
+                with suppress(KafkaException):
+                    consumer.unsubscribe()
                 consumer.close()
         except Exception as error:
             log.exception("the consumer thread failed")
@@ -303,6 +308,8 @@ class Intake:
             for ownership, position in found.items():
                 self._ledger.begin(ownership, position.offset, committed=position.committed)
             self._unpositioned += [ownership for ownership in new if ownership not in found]
+            if self._paused:  # at once: this very poll could return a record of them
+                consumer.pause([TopicPartition(ownership.topic, ownership.partition) for ownership in new])
             self._paused = None
             self._log_owned("assigned", partitions)
         except Exception as error:

@@ -48,6 +48,8 @@ def consumer_config(settings: Settings, client_id: str) -> dict[str, object]:
         "client.id": client_id,
         "group.id": settings.kafka_group_id,
         "session.timeout.ms": settings.kafka_session_timeout_ms,
+        # How soon a member hears of a rebalance. The default of 3 s makes each of its two rounds that slow.
+        "heartbeat.interval.ms": 1_000,
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         # A committed offset that retention has overtaken stops the worker; a silent jump would lose requests.

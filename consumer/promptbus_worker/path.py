@@ -78,9 +78,7 @@ class Path:
         )
         self._kafka_producer = self._producer(settings, name, surroundings.limits)
         self.replies = Replies(
-            cast(
-                ReplyProducer, self._producer(settings, name, surroundings.limits)
-            ),  # its annotations are wider
+            cast(ReplyProducer, self._kafka_producer),  # its annotations are wider
             ReplyRecords(
                 surroundings.limits, dead_letter_topic=settings.kafka_dead_letter_topic, worker=name
             ),
@@ -140,8 +138,8 @@ class Path:
         idle = begun and await self.dispatcher.idle(deadline.remaining_s())
         acknowledged = begun and await self.replies.all_acknowledged(deadline.remaining_s())
         await self.dispatcher.stop()
-        self.intake.finish()
-        await asyncio.to_thread(self._thread.join, CLOSE_S)
+        self.intake.finish(deadline.remaining_s())
+        await asyncio.to_thread(self._thread.join, CLOSE_S + deadline.remaining_s())
         return idle and acknowledged and not self._thread.is_alive()
 
     async def _begun(self, deadline: Deadline) -> bool:

@@ -181,6 +181,10 @@ class FakeConsumer:
         self._called("seek", partition.partition, partition.offset)
         self.position[partition.partition] = partition.offset
 
+    def unsubscribe(self) -> None:
+        """Without it the real client does not leave a group in which it owns nothing."""
+        self.calls.append(("unsubscribe",))
+
     def close(self) -> None:
         self.calls.append(("close",))
         if self.position:

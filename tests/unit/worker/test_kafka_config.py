@@ -36,10 +36,7 @@ def settings(**more: object) -> Settings:
     [
         {},
         {
-            "auto_offset_reset": "latest",
-            "check_crcs": "false",
-            "session_timeout_ms": "7000",
-            "partitioner": "random",
+            "heartbeat_interval_ms": "7",
             "client_id": "x",
         },
     ],

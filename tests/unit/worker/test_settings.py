@@ -116,10 +116,13 @@ def test_settings_cannot_be_changed_afterwards() -> None:
             {"KAFKA_REPLY_TOPIC": "same", "KAFKA_DEAD_LETTER_TOPIC": "same"},
             ["KAFKA_REPLY_TOPIC", "KAFKA_DEAD_LETTER_TOPIC"],
         ),
-        ({"KAFKA_REPLY_TOPICS_ALLOWED": "a, inference-requests"}, ["KAFKA_REPLY_TOPICS_ALLOWED", "request"]),
+        (
+            {"KAFKA_REPLY_TOPICS_ALLOWED": "a, inference-requests"},
+            ["KAFKA_REPLY_TOPICS_ALLOWED", "KAFKA_REQUEST_TOPIC"],
+        ),
         (
             {"KAFKA_REPLY_TOPICS_ALLOWED": "inference-requests.dlq"},
-            ["KAFKA_REPLY_TOPICS_ALLOWED", "dead letter"],
+            ["KAFKA_REPLY_TOPICS_ALLOWED", "KAFKA_DEAD_LETTER_TOPIC"],
         ),
         (
             {"KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "KAFKA_SASL_MECHANISM": "PLAIN"},
