@@ -1,6 +1,6 @@
-"""A batch's values as Triton's tensors, and the answer's tensors as one row per request.
+"""A batch's values as tritonclient's tensors, and an answer's outputs as one row per request.
 
-This is the hot path: numpy is touched once per tensor, never once per row. BYTES go binary in both directions: in
+numpy is touched once per tensor, never once per row. BYTES go binary in both directions: in
 JSON, one row that is not UTF-8 spoils the whole answer.
 """
 
@@ -37,17 +37,17 @@ _DTYPES: Mapping[str, DTypeLike] = {
 }
 
 
+OUTPUTS = (RESPONSE, TOTAL_TOKENS, PROMPT_TOKENS, COMPLETION_TOKENS, FINISH_REASON)
+"""The outputs that are read, where the model has them."""
+
+
 class UnreadableOutput(Exception):
     """The answer as a whole cannot be given to the requests of the batch: an output is missing or misshapen."""
 
 
 def requested_outputs(spec: ModelSpec) -> list[InferRequestedOutput]:
     """The outputs to ask for: those we read, as far as the model has them. Can be used for every call."""
-    return [
-        InferRequestedOutput(name, binary_data=True)
-        for name in (RESPONSE, TOTAL_TOKENS, PROMPT_TOKENS, COMPLETION_TOKENS, FINISH_REASON)
-        if name in spec.outputs
-    ]
+    return [InferRequestedOutput(name, binary_data=True) for name in OUTPUTS if name in spec.outputs]
 
 
 def encode(spec: ModelSpec, batch: Sequence[Inputs]) -> list[InferInput]:
@@ -76,26 +76,36 @@ def decode(result: InferResult, size: int) -> tuple[str, list[Row | BadRow]]:
     shapes that do not fit the bytes.
     """
     envelope = result.get_response()
-    texts = _column(result, RESPONSE, size)
-    totals = _column(result, TOTAL_TOKENS, size)
+    columns = {name: _column(result, name, size) for name in OUTPUTS}
+    return str(envelope.get("model_version", "")), rows_of(columns, size, envelope)
+
+
+def rows_of(
+    columns: Mapping[str, Sequence[object] | None], size: int, envelope: object
+) -> list[Row | BadRow]:
+    """One row per request from the outputs' values by name, `size` each. `envelope` is for the error's text.
+
+    Raises UnreadableOutput if an output that every answer needs is missing or is no text.
+    """
+    texts, totals = columns.get(RESPONSE), columns.get(TOTAL_TOKENS)
     if texts is None or totals is None:
         missing = RESPONSE if texts is None else TOTAL_TOKENS
         raise UnreadableOutput(f"output {missing} is missing; the answer says {str(envelope)[:300]}")
-    nothing: list[object] = [None] * size
+    nothing = [None] * size
     rows: list[Row | BadRow] = []
     for text, total, prompt, completion, reason in zip(
         texts,
         totals,
-        _column(result, PROMPT_TOKENS, size) or nothing,
-        _column(result, COMPLETION_TOKENS, size) or nothing,
-        _column(result, FINISH_REASON, size) or nothing,
+        columns.get(PROMPT_TOKENS) or nothing,
+        columns.get(COMPLETION_TOKENS) or nothing,
+        columns.get(FINISH_REASON) or nothing,
         strict=True,
     ):
         try:
             rows.append(Row(_text(text), _count(total), _count(prompt), _count(completion), _reason(reason)))
         except UnicodeDecodeError as error:
             rows.append(BadRow(f"output {RESPONSE} is not UTF-8: {error.reason} at byte {error.start}"))
-    return str(envelope.get("model_version", "")), rows
+    return rows
 
 
 def _column(result: InferResult, name: str, size: int) -> list[object] | None:

@@ -1,13 +1,17 @@
 """Calls to Triton: a model's description, and one inference call with one row of output per request.
 
 Everything that can go wrong comes out as a CallError with one of the failures of outcomes.py. What happens to the
-requests then is not decided here, and nothing is repeated here: tritonclient's POST goes out once.
+requests then is not decided here, and nothing is repeated here: a POST goes out once, by either transport.
+
+Inference over plain http goes through http_protocol.py and binary_infer.py. tritonclient is the reference: metadata
+and TLS go through it always, and `transport="tritonclient"` brings everything back to it.
 """
 
 import asyncio
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Literal
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -15,6 +19,8 @@ import rapidjson
 from tritonclient.http.aio import InferenceServerClient, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from promptbus_worker.binary_infer import RESERVED_HEADERS, BinaryInference
+from promptbus_worker.http_protocol import BrokenConnection, NotConnected, Pool
 from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec, TensorValue
 from promptbus_worker.model_metadata import describe
 from promptbus_worker.outcomes import CallError, CallFailure, failure_of_status
@@ -27,9 +33,12 @@ __all__ = [
     "Row",
     "TensorSpec",
     "TensorValue",
+    "Transport",
     "TritonClient",
     "split_url",
 ]
+
+Transport = Literal["binary", "tritonclient"]
 
 PROBE_S = 1.0
 """How long a connection may take after a call timed out, to tell a slow server from one that is gone."""
@@ -62,11 +71,14 @@ def split_url(url: str) -> tuple[str, bool]:
 
 
 class TritonClient:
-    """Triton's HTTP port, through tritonclient's asyncio client.
+    """Triton's HTTP port.
 
     Belongs to the event loop in which it is made, and is closed there. `url`: see split_url. `headers` go with
     every call. `max_connections` has to be at least the number of calls that can be in flight: a call that waits
     for a connection does so within its own time-out. Proxies of the environment never apply.
+
+    `transport` is what inference calls go through; "binary" is for plain http and for headers that do not describe
+    the request itself (RESERVED_HEADERS): with others, and over TLS, it is tritonclient all the same.
 
     Raises ValueError with a sentence for an unusable url or header.
     """
@@ -77,14 +89,16 @@ class TritonClient:
         *,
         headers: Mapping[str, str] = MappingProxyType({}),
         max_connections: int = 64,
+        transport: Transport = "binary",
     ) -> None:
         address, tls = split_url(url)
         for name, value in headers.items():
             if any(char in name + value for char in "\r\n\0"):
                 raise ValueError(f"The header {name!r} for Triton must not hold line breaks or NUL.")
+        own_headers = {name.lower(): headers[name] for name in headers}
         # aiohttp offers gzip by itself; Triton takes the offer for JSON and proxies for error pages, which
         # tritonclient does not unpack.
-        self._headers = {"accept-encoding": "identity"} | {name.lower(): headers[name] for name in headers}
+        self._headers = {"accept-encoding": "identity"} | own_headers
         self._address = urlsplit(f"//{address}")
         self._client = InferenceServerClient(
             address,
@@ -93,6 +107,15 @@ class TritonClient:
             ssl=tls,
             ssl_context=ssl.create_default_context() if tls else None,
         )
+        self._pool: Pool | None = None
+        self._run: Callable[[ModelSpec, Sequence[Inputs]], Awaitable[tuple[str, list[Row | BadRow]]]]
+        self._run = self._run_tritonclient
+        if transport == "binary" and not tls and not RESERVED_HEADERS & own_headers.keys():
+            host, port = self._address.hostname, self._address.port
+            assert host is not None
+            assert port is not None
+            self._pool = Pool(host, port, size=max_connections)
+            self._run = BinaryInference(self._pool, address, self._headers).infer
         self._outputs: dict[str, tuple[ModelSpec, list[InferRequestedOutput]]] = {}
         self._closed = False
 
@@ -123,33 +146,42 @@ class TritonClient:
         """
         self._check_open()
         try:
+            async with asyncio.timeout(timeout_s):
+                return await self._run(spec, batch)
+        except CallError:
+            raise
+        except Exception as error:
+            raise await self._call_error(error, timeout_s) from error
+
+    async def _run_tritonclient(
+        self, spec: ModelSpec, batch: Sequence[Inputs]
+    ) -> tuple[str, list[Row | BadRow]]:
+        try:
             inputs = encode(spec, batch)
         except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise CallError(
                 CallFailure.BAD_REQUEST, f"the batch does not fit the model's inputs: {_text(error)}"
             ) from error
-        try:
-            async with asyncio.timeout(timeout_s):
-                result = await self._client.infer(
-                    spec.name,
-                    inputs,
-                    model_version=spec.version,
-                    outputs=self._requested(spec),
-                    headers=self._headers.copy(),  # tritonclient adds to it
-                )
-        except Exception as error:
-            raise await self._call_error(error, timeout_s) from error
+        result = await self._client.infer(
+            spec.name,
+            inputs,
+            model_version=spec.version,
+            outputs=self._requested(spec),
+            headers=self._headers.copy(),  # tritonclient adds to it
+        )
         try:
             return decode(result, len(batch))
-        except (
-            Exception
-        ) as error:  # whatever numpy and struct make of bytes that are not what they say they are
+        except Exception as error:  # whatever numpy and struct make of bytes that lie about themselves
             raise CallError(CallFailure.BAD_OUTPUT, _text(error), status=200) from error
 
     async def close(self) -> None:
         """Close every connection. Calls still under way fail; later ones raise RuntimeError."""
         self._closed = True
-        await self._client.close()
+        try:
+            if self._pool is not None:
+                await self._pool.close()
+        finally:
+            await self._client.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -188,9 +220,9 @@ def _classify(error: Exception) -> CallError:
         if status is None:  # tritonclient itself, about the body of a 200
             return CallError(CallFailure.BAD_OUTPUT, text, status=200)
         return CallError(failure_of_status(int(status), text), text, status=int(status))
-    if isinstance(error, aiohttp.ClientConnectorError):
+    if isinstance(error, aiohttp.ClientConnectorError | NotConnected):
         return CallError(CallFailure.REFUSED, _text(error))
-    if isinstance(error, aiohttp.ClientError | OSError):
+    if isinstance(error, aiohttp.ClientError | OSError | BrokenConnection):
         return CallError(CallFailure.CONNECTION, _text(error))
     if isinstance(error, rapidjson.JSONDecodeError):
         # Something answered 200, but no inference server: a login page, a proxy's greeting.

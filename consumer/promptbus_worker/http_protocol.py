@@ -1,0 +1,302 @@
+"""HTTP/1.1 without TLS, as little of it as posting to an inference server takes: one request, one answer.
+
+Rules of RFC 9112 that are kept: a head of at most MAX_HEAD bytes; a body by `Content-Length`, `chunked`, or until the
+server closes; interim 1xx answers are passed over. A message that claims two lengths is refused. Redirects, cookies,
+compression and proxies do not exist here.
+
+A request goes out at most once. Before it does, a connection that is known to be closed is passed over for another;
+from the first byte on, every failure is BrokenConnection: the server may have read the request and run it. A
+connection that did not end its answer in order (failed, cancelled, timed out) is closed, never used again.
+
+Time is the caller's: `async with asyncio.timeout(...)` around Pool.post. TCP_NODELAY is set by both event loops,
+asyncio's and uvloop's.
+"""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from typing import NamedTuple, cast
+
+MAX_HEAD = 32 * 1024
+"""Bytes of a status line with its headers, and of a chunk's line or the trailers."""
+MAX_ANSWER = 64 * 1024 * 1024
+"""Bytes of a whole answer as it is on the wire."""
+IDLE_S = 15.0
+"""A connection that was idle for longer is not used again: servers and load balancers close such ones, and a request
+that meets the close on its way is lost."""
+
+_HEAD = re.compile(
+    rb"HTTP/1\.([01]) ([1-5]\d\d)(?: [^\r\n\0]*)?((?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*)*)"
+)
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?")
+_LENGTH = re.compile(rb"\d{1,15}")
+_BEGINNING = b"HTTP/1."
+
+
+class NotConnected(Exception):
+    """No connection came about, so nothing was sent: refused, unknown name, unreachable."""
+
+
+class BrokenConnection(Exception):
+    """The request was sent, wholly or in part, and no whole HTTP answer came back."""
+
+
+class Answer(NamedTuple):
+    """Header names are lower-case; a header given twice is joined by ", "."""
+
+    status: int
+    headers: Mapping[bytes, bytes]
+    body: bytes
+
+
+class Reading:
+    """One answer as its bytes arrive. Whatever they are, they are an Answer, not enough, or BrokenConnection."""
+
+    def __init__(self, limit: int = MAX_ANSWER) -> None:
+        self.keep_alive = False
+        self._limit = limit
+        self._received = bytearray()
+        self._at = 0  # everything before it is dealt with
+        self._searched = 0
+        self._status = 0  # 0 until the head is complete
+        self._headers: dict[bytes, bytes] = {}
+        self._length: int | None = None
+        self._chunks: bytearray | None = None
+
+    def feed(self, data: bytes) -> Answer | None:
+        """The answer if these bytes complete it."""
+        self._received += data
+        if len(self._received) > self._limit:
+            raise BrokenConnection(f"the answer is longer than {self._limit} bytes")
+        if not self._status and not self._read_head():
+            return None
+        if self._chunks is not None:
+            return self._answer(self._chunks) if self._read_chunks() else None
+        if self._length is None or len(self._received) < self._at + self._length:
+            return None
+        begin, self._at = self._at, self._at + self._length
+        return self._answer(self._received[begin : self._at])
+
+    def end(self) -> Answer:
+        """The server closed: the answer if that is how its end is marked."""
+        if not self._received:
+            raise BrokenConnection("the server closed the connection without an answer")
+        # A 200 must mark its end otherwise: one that is cut short would be taken for the model's bad output.
+        if self._status in (0, 200) or self._length is not None or self._chunks is not None:
+            raise BrokenConnection(f"the answer was cut short after {len(self._received)} bytes")
+        begin, self._at = self._at, len(self._received)
+        return self._answer(self._received[begin:])
+
+    def _answer(self, body: bytearray) -> Answer:
+        if self._at != len(self._received):  # the next answer would be somebody else's
+            self.keep_alive = False
+        return Answer(self._status, self._headers, bytes(body))
+
+    def _read_head(self) -> bool:
+        while True:
+            received, at = self._received, self._at
+            if not _BEGINNING.startswith(received[at : at + len(_BEGINNING)]):
+                raise BrokenConnection(f"the answer is not HTTP: {bytes(received[at : at + 40])!r}")
+            end = received.find(b"\r\n\r\n", max(at, self._searched - 3))
+            if (len(received) if end < 0 else end) - at > MAX_HEAD:
+                raise BrokenConnection(f"the answer's head is longer than {MAX_HEAD} bytes")
+            if end < 0:
+                self._searched = len(received)
+                return False
+            head = _HEAD.fullmatch(received, at, end)
+            if head is None:
+                raise BrokenConnection(f"the answer's head is not HTTP: {bytes(received[at : at + 80])!r}")
+            self._at = end + 4
+            if head[2][0] != ord("1"):
+                self._understand(head[1] == b"1", int(head[2]), bytes(head[3]))
+                return True
+            if head[2] == b"101":
+                raise BrokenConnection("the server wants to switch protocols")
+
+    def _understand(self, persistent: bool, status: int, lines: bytes) -> None:
+        headers = self._headers
+        for line in lines.split(b"\r\n")[1:]:
+            name, _, value = line.partition(b":")
+            name, value = name.lower(), value.strip(b" \t")
+            headers[name] = headers[name] + b", " + value if name in headers else value
+        length, coding = headers.get(b"content-length"), headers.get(b"transfer-encoding")
+        if status in (204, 304):
+            self._length = 0
+        elif coding is not None:
+            if coding.lower() != b"chunked" or length is not None:
+                raise BrokenConnection("the answer's length is not understood (Transfer-Encoding)")
+            self._chunks = bytearray()
+        elif length is not None:
+            if not _LENGTH.fullmatch(length):
+                raise BrokenConnection(f"the answer's length is not understood: {length[:40]!r}")
+            self._length = int(length)
+            if self._length > self._limit:
+                raise BrokenConnection(f"the answer is longer than {self._limit} bytes")
+        bounded = self._length is not None or self._chunks is not None
+        wishes = headers.get(b"connection", b"keep-alive" if persistent else b"close").lower()
+        self.keep_alive = bounded and b"close" not in wishes and (persistent or b"keep-alive" in wishes)
+        self._status = status
+
+    def _read_chunks(self) -> bool:
+        received, body = self._received, self._chunks
+        assert body is not None
+        while True:
+            end = received.find(b"\r\n", self._at)
+            if (len(received) if end < 0 else end) - self._at > MAX_HEAD:
+                raise BrokenConnection("a chunk's line is too long")
+            if end < 0:
+                return False
+            line = _CHUNK.fullmatch(received, self._at, end)
+            if line is None:
+                raise BrokenConnection(f"a chunk has no length: {bytes(received[self._at : end][:40])!r}")
+            size = int(line[1], 16)
+            if size == 0:
+                return self._read_trailers(end)
+            begin = end + 2
+            if len(received) < begin + size + 2:
+                return False
+            if received[begin + size : begin + size + 2] != b"\r\n":
+                raise BrokenConnection("a chunk is longer than it says")
+            body += received[begin : begin + size]
+            self._at = begin + size + 2
+
+    def _read_trailers(self, last: int) -> bool:
+        end = self._received.find(b"\r\n\r\n", last)
+        if (len(self._received) if end < 0 else end) - last > MAX_HEAD:
+            raise BrokenConnection("the answer's trailers are too long")
+        if end >= 0:
+            self._at = end + 4
+        return end >= 0
+
+
+class Connection(asyncio.Protocol):
+    """One connection: an exchange at a time, and none any more once `usable` is False."""
+
+    def __init__(self, limit: int) -> None:
+        self.usable = False
+        self.idle_since = 0.0
+        self._loop = asyncio.get_running_loop()
+        self.gone: asyncio.Future[None] = self._loop.create_future()
+        self._limit = limit
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[Answer] | None = None
+        self._reading = Reading(limit)
+
+    async def exchange(self, request: bytes) -> Answer:
+        """Send a whole request and read its answer. Only while `usable`. Raises BrokenConnection."""
+        assert self._transport is not None
+        assert self._answer is None
+        self._reading = Reading(self._limit)
+        self._answer = self._loop.create_future()
+        self._transport.write(request)
+        try:
+            answer = await self._answer
+        except BaseException:  # broken, cancelled or out of time: the answer can still come, and is nobody's
+            self.abort()
+            raise
+        self._answer = None
+        self.idle_since = self._loop.time()
+        # An answer before the whole request was sent leaves a rest that the next request would follow.
+        if not self._reading.keep_alive or self._transport.get_write_buffer_size():
+            self.abort()
+        return answer
+
+    def abort(self) -> None:
+        """Close at once, whatever is under way."""
+        self.usable = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        self.usable = True
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None or self._answer.done():  # nobody asked: do not trust it with a request
+            self.abort()
+            return
+        try:
+            answer = self._reading.feed(data)
+        except BrokenConnection as error:
+            self._answer.set_exception(error)
+            self.abort()
+            return
+        if answer is not None:
+            self._answer.set_result(answer)
+
+    def eof_received(self) -> None:
+        self.usable = False
+        self._ended(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.usable = False
+        self._ended(error)
+        self.gone.set_result(None)
+
+    def _ended(self, error: Exception | None) -> None:
+        if self._answer is None or self._answer.done():
+            return
+        try:
+            if error is not None:
+                raise BrokenConnection(f"the connection broke: {type(error).__name__}: {error}")
+            self._answer.set_result(self._reading.end())
+        except BrokenConnection as broken:
+            self._answer.set_exception(broken)
+
+
+class Pool:
+    """Connections to one server, at most `size`; the one used last is used first, so that the surplus grows old."""
+
+    def __init__(self, host: str, port: int, *, size: int, max_answer: int = MAX_ANSWER) -> None:
+        self._host, self._port = host, port
+        self._max_answer = max_answer
+        self._room = asyncio.Semaphore(size)
+        self._idle: list[Connection] = []
+        self._all: set[Connection] = set()
+        self._closed = False
+
+    async def post(self, request: bytes) -> Answer:
+        """Send the request's bytes, head included, once. Waits for a connection, in order of arrival.
+
+        Raises NotConnected: nothing was sent. BrokenConnection: it may have run.
+        """
+        async with self._room:
+            connection = self._take() or await self._connect()
+            try:
+                return await connection.exchange(request)
+            finally:
+                if connection.usable:
+                    self._idle.append(connection)
+
+    async def close(self) -> None:
+        """Break every connection, and with it the calls under way; returns when all are gone."""
+        self._closed = True
+        for connection in list(self._all):
+            connection.abort()
+        await asyncio.gather(*(connection.gone for connection in list(self._all)))
+
+    def _take(self) -> Connection | None:
+        oldest = asyncio.get_running_loop().time() - IDLE_S
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable and connection.idle_since >= oldest:
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self) -> Connection:
+        if self._closed:
+            raise NotConnected("the client was closed")
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_connection(
+                lambda: Connection(self._max_answer), self._host, self._port
+            )
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one
+            raise NotConnected(f"{type(error).__name__}: {error}") from error
+        self._all.add(connection)
+        connection.gone.add_done_callback(lambda _: self._all.discard(connection))
+        if self._closed or not connection.usable:
+            connection.abort()
+            raise NotConnected("the connection was closed before anything was sent")
+        return connection
