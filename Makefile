@@ -6,6 +6,9 @@ BIN := .venv/bin
 # Settings of a cluster of yours must not leak into tests and local servers.
 CLEAN_ENV := env $$(env | sed -n 's/^\(\(KAFKA\|TRITON\)_[A-Za-z0-9_]*\)=.*/-u \1/p')
 
+# It measures, so nothing may run beside it.
+ALONE := tests/integration/test_throughput.py
+
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
 
@@ -27,16 +30,18 @@ down: ready ## stop what `make up` started
 	@$(BIN)/python -m stack.down
 
 test: ready ## every test, with real services
-	@$(CLEAN_ENV) $(BIN)/pytest tests $(PYTEST_ARGS)
+	@$(CLEAN_ENV) $(BIN)/pytest -n 2 --dist loadfile tests --ignore $(ALONE) $(PYTEST_ARGS)
+	@$(CLEAN_ENV) $(BIN)/pytest $(ALONE)
 
 test-unit: ready ## the tests that need no Kafka and no Triton
-	@$(CLEAN_ENV) $(BIN)/pytest tests/unit $(PYTEST_ARGS)
+	@$(CLEAN_ENV) $(BIN)/pytest -n 2 tests/unit $(PYTEST_ARGS)
 
 lint: ready ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy producer consumer models/gpt4_nano/1 config stack tests $(if $(wildcard bench/*.py),bench)
 	@$(BIN)/lint-imports
+	@$(BIN)/hadolint consumer/Dockerfile models/Dockerfile
 
 check: lint test-unit ## what to run before a commit
 
