@@ -180,9 +180,11 @@ def read_answer(answer: Answer, size: int) -> tuple[str, list[Row | BadRow]]:
     """The body of a 200 as one row per request. Raises CallError: BAD_OUTPUT, or CONNECTION if it is no JSON."""
     try:
         if answer.headers.get(b"content-encoding", b"identity") != b"identity":
-            raise UnreadableOutput("the answer is compressed, although that was not asked for")
+            raise CallError(CallFailure.CONNECTION, "the answer is compressed, unasked", status=200)
         length = answer.headers.get(b"inference-header-content-length")
         header_size = len(answer.body) if length is None else int(length)
+        if not 0 <= header_size <= len(answer.body):
+            raise UnreadableOutput(f"a header of {header_size} bytes in an answer of {len(answer.body)}")
         envelope: _Envelope = _json(answer.body[:header_size])
         columns = _columns(envelope, answer.body, header_size, size)
         return str(envelope.get("model_version", "")), rows_of(columns, size, envelope)

@@ -252,7 +252,7 @@ class Pool:
         self._max_answer = max_answer
         self._room = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
-        self._all: set[Connection] = set()
+        self.connections: set[Connection] = set()  # all that are open
         self._closed = False
 
     async def post(self, request: bytes) -> Answer:
@@ -271,9 +271,9 @@ class Pool:
     async def close(self) -> None:
         """Break every connection, and with it the calls under way; returns when all are gone."""
         self._closed = True
-        for connection in list(self._all):
+        for connection in list(self.connections):
             connection.abort()
-        await asyncio.gather(*(connection.gone for connection in list(self._all)))
+        await asyncio.gather(*(connection.gone for connection in list(self.connections)))
 
     def _take(self) -> Connection | None:
         oldest = asyncio.get_running_loop().time() - IDLE_S
@@ -294,8 +294,8 @@ class Pool:
             )
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one
             raise NotConnected(f"{type(error).__name__}: {error}") from error
-        self._all.add(connection)
-        connection.gone.add_done_callback(lambda _: self._all.discard(connection))
+        self.connections.add(connection)
+        connection.gone.add_done_callback(lambda _: self.connections.discard(connection))
         if self._closed or not connection.usable:
             connection.abort()
             raise NotConnected("the connection was closed before anything was sent")
