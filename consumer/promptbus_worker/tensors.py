@@ -91,21 +91,17 @@ def rows_of(
     if texts is None or totals is None:
         missing = RESPONSE if texts is None else TOTAL_TOKENS
         raise UnreadableOutput(f"output {missing} is missing; the answer says {str(envelope)[:300]}")
-    nothing = [None] * size
-    rows: list[Row | BadRow] = []
-    for text, total, prompt, completion, reason in zip(
-        texts,
-        totals,
-        columns.get(PROMPT_TOKENS) or nothing,
-        columns.get(COMPLETION_TOKENS) or nothing,
-        columns.get(FINISH_REASON) or nothing,
-        strict=True,
-    ):
-        try:
-            rows.append(Row(_text(text), _count(total), _count(prompt), _count(completion), _reason(reason)))
-        except UnicodeDecodeError as error:
-            rows.append(BadRow(f"output {RESPONSE} is not UTF-8: {error.reason} at byte {error.start}"))
-    return rows
+    return [
+        text if isinstance(text, BadRow) else Row(text, total, prompt, completion, reason)
+        for text, total, prompt, completion, reason in zip(
+            [_text(text) for text in texts],
+            _counts(totals, size),
+            _counts(columns.get(PROMPT_TOKENS), size),
+            _counts(columns.get(COMPLETION_TOKENS), size),
+            _reasons(columns.get(FINISH_REASON), size),
+            strict=True,
+        )
+    ]
 
 
 def _column(result: InferResult, name: str, size: int) -> list[object] | None:
@@ -118,18 +114,28 @@ def _column(result: InferResult, name: str, size: int) -> list[object] | None:
     return values
 
 
-def _text(value: object) -> str:
+def _text(value: object) -> str | BadRow:
     if isinstance(value, bytes):
-        return value.decode()
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            return BadRow(f"output {RESPONSE} is not UTF-8: {error.reason} at byte {error.start}")
     if isinstance(value, str):  # a server that answers in JSON although binary was asked for
         return value
     raise UnreadableOutput(f"output {RESPONSE} is no text")
 
 
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and value >= 0 else None
+def _counts(column: Sequence[object] | None, size: int) -> Sequence[int | None]:
+    if column is None:
+        return [None] * size
+    return [value if isinstance(value, int) and value >= 0 else None for value in column]
 
 
-def _reason(value: object) -> str | None:
+def _reasons(column: Sequence[object] | None, size: int) -> Sequence[str | None]:
+    if column is None:
+        return [None] * size
     # A reason that cannot be read costs the reason, not the answer.
-    return (value.decode(errors="replace") if isinstance(value, bytes) else str(value)) if value else None
+    return [
+        (value.decode(errors="replace") if isinstance(value, bytes) else str(value)) if value else None
+        for value in column
+    ]
