@@ -69,6 +69,9 @@ class Silence:
 
     def _ask(self) -> Reason:
         admin = AdminClient(dict(self._settings.client_config()), logger=LOG)
+        # Metadata first: librdkafka 2.16 aborts the process (an assertion on `eonce`, in half of the tries) when a
+        # question about groups times out for want of a broker. This one only raises.
+        admin.list_topics(self._topic, timeout=ASK_S)
         described = admin.describe_consumer_groups([self._group_id], request_timeout=ASK_S)
         group = _result(described[self._group_id])
         partitions, members = _assigned(group, self._topic)
