@@ -30,7 +30,7 @@ down: ready ## stop what `make up` started
 	@$(BIN)/python -m stack.down
 
 test: ready ## every test, with real services
-	@$(CLEAN_ENV) $(BIN)/pytest -n 2 --dist loadfile tests --ignore $(ALONE) $(PYTEST_ARGS)
+	@$(CLEAN_ENV) $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 tests --ignore $(ALONE) $(PYTEST_ARGS)
 	@$(CLEAN_ENV) $(BIN)/pytest $(ALONE)
 
 test-unit: ready ## the tests that need no Kafka and no Triton

@@ -97,10 +97,6 @@ def test_four_poisons_of_different_kinds_leave_the_other_four_alone(batches: Bat
             check_answer(prompt, reply)
 
 
-@pytest.mark.xfail(
-    reason="with no other traffic nobody is a witness against them, so they are called again and again",
-    strict=True,
-)
 def test_a_batch_of_nothing_but_poison_is_charged_in_the_end(batches: Batches) -> None:
     replies = batches.answered([f"[[fail]] {number}" for number in range(BATCH)], within_s=20)
     assert [reply.error.code for reply in replies if reply.error] == ["model_error"] * BATCH
@@ -114,19 +110,7 @@ def test_the_neighbours_of_a_slow_prompt_wait_with_it(batches: Batches) -> None:
         assert reply.timings.inference_ms > 1000
 
 
-BUSY = (
-    "Triton finishes calls that were given up, so the first two keep both instances busy, and it batches the last "
-    "attempts together although each was sent alone: the neighbours time out as well"
-)
-
-
-@pytest.mark.parametrize(
-    "slow_ms",
-    [
-        pytest.param(1_500, marks=pytest.mark.xfail(reason=BUSY, strict=False)),
-        pytest.param(6_000, marks=pytest.mark.xfail(reason=BUSY, strict=True)),
-    ],
-)
+@pytest.mark.parametrize("slow_ms", [1_500, 6_000])
 def test_a_prompt_that_makes_every_call_time_out_takes_no_neighbour_with_it(
     slow_ms: int, shared_kafka: Kafka, shared_triton: Triton, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
