@@ -227,6 +227,8 @@ class Triton:
         # Without its metrics port Triton runs on, with only a line in the log.
         if "failed to start Metrics service" in self.tail(20):
             raise PortTaken(taken_sentence(ports[2], "Triton's metrics"))
+        if "--allow-metrics=false" in self._arguments:
+            return self.ready
         return self.ready and http_get(ports[2], "/metrics") is not None
 
     def _native_command(self, models: Path, ports: tuple[int, int, int]) -> list[str]:

@@ -214,8 +214,8 @@ def test_a_broker_that_dies_fails_requests_at_the_delivery_timeout() -> None:
             assert client.ask("again").ok, "the same client goes on when the broker is back"
 
 
-def test_a_timeout_says_that_nobody_consumes(place: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KAFKA_GROUP_ID", "nobodys-group")
+def test_a_timeout_says_that_nobody_consumes(place: KafkaSettings) -> None:
+    place = place.model_copy(update={"kafka_group_id": "nobodys-group"})
     with (
         PromptClient(settings=place, timeout_s=0.3) as client,
         pytest.raises(
@@ -226,10 +226,8 @@ def test_a_timeout_says_that_nobody_consumes(place: KafkaSettings, monkeypatch: 
     assert raised.value.consumers == 0
 
 
-async def test_a_timeout_says_that_workers_are_there(
-    place: KafkaSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KAFKA_GROUP_ID", "somebodys-group")
+async def test_a_timeout_says_that_workers_are_there(place: KafkaSettings) -> None:
+    place = place.model_copy(update={"kafka_group_id": "somebodys-group"})
     with Responder(place, group_id="somebodys-group"):
         async with AsyncPromptClient(settings=place, timeout_s=0.3) as client:
             with pytest.raises(ReplyTimeout, match="1 consumer of the group 'somebodys-group'") as raised:
