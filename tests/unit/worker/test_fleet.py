@@ -161,7 +161,8 @@ def test_while_others_serve_a_crash_loop_is_no_outage(tmp_path: Path) -> None:
         (problem,) = not_ready(running.fleet.view, time.monotonic())
         assert problem.startswith("slot 1: ")
         running.fleet.stop()
-        assert running.ended() == 0
+        # Slot 1 waits for its next start, or happens to be about to crash once more, which is no drain.
+        assert running.ended() in (0, 3)
 
 
 @pytest.mark.parametrize("code", [1, 2])
