@@ -210,7 +210,6 @@ class Dispatcher:
             return
         now = self._clock()
         blocked = [model for model, breaker in self._breakers.items() if not breaker.may_call(now)]
-        self._replies.in_bulk = len(self._batcher) > self._concurrency
         while len(self._in_flight) < self._concurrency and not self._replies.congested and len(self._batcher):
             batch = self._batcher.take(
                 now, draining=self._draining, blocked=blocked, alone_in_flight=self._alone_in_flight()
@@ -220,6 +219,7 @@ class Dispatcher:
             self._metrics.batches_total[batch.model, batch.closed_by].inc()
             self._metrics.batch_size[batch.model].observe(len(batch.requests))
             self._start(self._runner.run(batch), batch)
+        self._replies.in_bulk = len(self._batcher) > self._concurrency
         for model, breaker in self._breakers.items():
             if breaker.may_probe(now) and not self._draining:
                 breaker.probe()

@@ -334,6 +334,7 @@ class Intake:
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances_total["revoke"].inc()
+        self.polled_at = self._clock()  # the group has spoken: what waits for that after a freeze may go on
         try:
             ownerships = self._owned(partitions)
             deadline = Deadline(self._revoke_s, self._clock)

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 FAILURES_ALONE = 3
 """Failures of a request alone, with no other traffic, after which it is charged (DESIGN rule 9)."""
+_LAST_MOMENT_S = 0.02
 _CANARY: dict[str, TensorValue] = {"prompt": b"ping", "max_tokens": 1, "temperature": 0.0}
 
 
@@ -124,9 +125,10 @@ class Runner:
         except Exception:
             log.exception("a probe failed by a defect of the worker", extra={"model": model})
         finally:
+            answered = any(request.phase is Phase.ANSWERED for request in batch.requests)
             self._traffic.put_back(unanswered(batch.requests))
             if works:
-                breaker.probe_succeeded(began, by_request=bool(batch.requests))
+                breaker.probe_succeeded(began, by_request=answered)
             else:
                 breaker.probe_failed(self._clock())
 
@@ -151,9 +153,10 @@ class Runner:
         call = self._begin(batch.requests)
         try:
             version, rows = await self._call(model, batch.requests, call)
-        except CallError:
+        except CallError as error:
             request.waiting_since = self._clock()  # at the end of the queue: the next probe takes another
-            return False
+            narrows = VERDICTS[error.failure].action in (Action.BISECT, Action.SPLIT)
+            return narrows and not self._traffic.others(model)  # and if there is none, let others come
         await self._traffic.polled_since_freeze()
         self._answer(batch.requests, version, rows)
         return True
@@ -277,10 +280,10 @@ class Runner:
         if self._freeze.since(call.began):
             self._traffic.put_back(part)  # we stood still, not Triton
             return
-        if call.cut and failure is CallFailure.TIMEOUT:
+        now, breaker = self._clock(), self._breakers[model]
+        if call.cut and failure is CallFailure.TIMEOUT and self._time_left(part, now) <= _LAST_MOMENT_S:
             self._traffic.expire(part)  # all had deadlines, and the last one has passed
             return
-        now, breaker = self._clock(), self._breakers[model]
         breaker.failed(now, gone=verdict.trips_breaker)
         again = []
         for request in part:
