@@ -88,8 +88,8 @@ class Breaker:
         return self._resume_at - now
 
     def answered_since(self, moment: float) -> bool:
-        """Whether a call that began after `moment` answered requests."""
-        return self._answered_began > moment
+        """Whether a call that began at `moment` or after answered requests."""
+        return self._answered_began >= moment
 
     def worked_since(self, moment: float) -> bool:
         """Whether any call that began after `moment` succeeded, our own probe included."""

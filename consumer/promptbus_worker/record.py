@@ -41,7 +41,7 @@ class Pending:
 
     Owned by the event loop. Times are monotonic seconds. `expires_at` is None without a deadline.
     `attempts` counts the calls that carried it, may have run, and were not narrowed further.
-    `suspect_since` is when the call began that first failed with this request alone, `failed_since` the first that
+    `suspect_since` is when a call first failed with this request alone, `failed_since` when the first call began that
     timed out or broke: guilt needs a witness from after that (`runner`).
     """
 

@@ -70,7 +70,7 @@ class _Call(NamedTuple):
 class _Suspect(NamedTuple):
     request: Pending
     code: ErrorCode
-    call_began: float
+    failed_at: float
 
 
 class Runner:
@@ -204,7 +204,7 @@ class Runner:
             self._metrics.retries_total["bisect"].inc(len(part))
             middle = len(part) // 2
             return [part[middle:], part[:middle]], []
-        return [], [_Suspect(request, verdict.final_code, call.began) for request in part]
+        return [], [_Suspect(request, verdict.final_code, self._clock()) for request in part]
 
     # -- one call
 
@@ -308,9 +308,9 @@ class Runner:
     def _judge(self, model: str, suspects: list[_Suspect]) -> None:
         """Charge requests that failed alone, if the model answered others since; if that is unclear, try again."""
         breaker, now = self._breakers[model], self._clock()
-        for request, _, call_began in suspects:
+        for request, _, failed_at in suspects:
             if request.suspect_since is None:
-                request.suspect_since = call_began
+                request.suspect_since = failed_at
         alone = len(suspects) == 1 and not self._traffic.others(model)
         among_suspects = not self._traffic.unsuspected(model)
         unclear = []

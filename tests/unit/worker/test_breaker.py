@@ -177,11 +177,12 @@ def test_calls_from_before_it_opened_do_not_lengthen_the_back_off() -> None:
     assert breaker.resumes_in(5.0) == pytest.approx(FIRST_BACKOFF_S)
 
 
-def test_a_witness_began_after_the_moment_not_at_it() -> None:
+def test_a_witness_began_at_the_failure_or_after_it() -> None:
     breaker = Breaker()
     breaker.succeeded(5.0)
     assert breaker.answered_since(4.999)
-    assert not breaker.answered_since(5.0)
+    assert breaker.answered_since(5.0)
+    assert not breaker.answered_since(5.1)
     breaker.succeeded(3.0)  # an older call comes home later
     assert breaker.answered_since(4.999)
 
