@@ -20,6 +20,11 @@ setup: ## check this machine, install .venv and what the stack needs (PYTHON=…
 ready:
 	@python=$$(PYTHON='$(PYTHON)' sh stack/python.sh) && "$$python" -m stack.setup --quiet
 
+# What only tests need.
+.PHONY: ready-to-test
+ready-to-test: ready
+	@$(BIN)/python -m stack.prometheus
+
 demo: ready ## real Kafka, real Triton, a real language model: prompts and their answers
 	@$(BIN)/python -m stack.demo
 
@@ -29,7 +34,7 @@ up: ready ## Kafka, Triton and a worker in the background (WORKER=0: none, ENGIN
 down: ready ## stop what `make up` started
 	@$(BIN)/python -m stack.down
 
-test: ready ## every test, with real services
+test: ready-to-test ## every test, with real services
 	@$(CLEAN_ENV) $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 tests --ignore $(ALONE) $(PYTEST_ARGS)
 	@$(CLEAN_ENV) $(BIN)/pytest $(ALONE)
 

