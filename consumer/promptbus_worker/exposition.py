@@ -13,7 +13,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from promptbus_worker.health import View
-from promptbus_worker.vocabulary import SUPERVISOR_SERIES
+from promptbus_worker.vocabulary import FLEET_SERIES
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,9 @@ class _SupervisorSeries(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        for series in SUPERVISOR_SERIES:
+        for series in FLEET_SERIES:
+            if series.name not in self._values:
+                continue
             family = CounterMetricFamily if series.kind == "counter" else GaugeMetricFamily
             yield family(series.full_name, series.help, value=self._values[series.name])
 

@@ -76,6 +76,7 @@ class Metrics:
     batches_total: Mapping[tuple[str, str], Counter]
     in_flight_requests: Gauge
     in_flight_batches: Gauge
+    oldest_in_flight_seconds: Gauge
     waiting_requests: Gauge
     concurrency_limit: Gauge
     breaker_open: Gauge
@@ -85,6 +86,7 @@ class Metrics:
     dead_letters_total: Mapping[str, Counter]
     commits_total: Mapping[str, Counter]
     rebalances_total: Mapping[str, Counter]
+    redeliveries_skipped_total: Counter
 
     def __init__(self, models: Sequence[str]) -> None:
         """`models`: the served models; with `vocabulary.UNKNOWN_MODEL` they are all values of `model`."""

@@ -106,24 +106,45 @@ WORKER_SERIES: tuple[Series, ...] = (
         "Batches dispatched, by why each closed",
         (_SERVED, Label("closed_by", CLOSED_BY)),
     ),
-    Series("in_flight_requests", "gauge", "Requests dispatched and not settled", mode="livesum"),
+    Series(
+        "in_flight_requests",
+        "gauge",
+        "Requests dispatched, or answered, whose replies are not acknowledged yet",
+        mode="livesum",
+    ),
     Series("in_flight_batches", "gauge", "Calls to Triton under way", mode="livesum"),
+    Series(
+        "oldest_in_flight_seconds",
+        "gauge",
+        "Since the request in flight that was dispatched first was dispatched; 0 without any",
+        mode="livemax",
+    ),
     Series("waiting_requests", "gauge", "Requests admitted and not dispatched", mode="livesum"),
     Series("concurrency_limit", "gauge", "Batches that may be in flight", mode="livesum"),
     Series(
-        "breaker_open", "gauge", "1 while a worker holds calls to Triton back", mode="livemax"
+        "breaker_open", "gauge", "1 while a worker holds calls to a model back", mode="livemax"
     ),  # a sum of switches says nothing about "is one open"
     Series("paused_partitions", "gauge", "Partitions assigned and paused", mode="livesum"),
     Series("assigned_partitions", "gauge", "Partitions assigned", mode="livesum"),
     Series(
         "retries_total",
         "counter",
-        "Requests that went back to waiting, by reason",
+        "Requests to be called again, by reason",
         (Label("reason", RETRY_REASONS),),
     ),
     Series("dead_letters_total", "counter", "Dead letters written, by code", (Label("reason", CODES[1:]),)),
-    Series("commits_total", "counter", "Offset commits, by result", (Label("result", COMMIT_RESULTS),)),
+    Series(
+        "commits_total",
+        "counter",
+        "Offsets of a partition committed, by result",
+        (Label("result", COMMIT_RESULTS),),
+    ),
     Series("rebalances_total", "counter", "Rebalance callbacks, by kind", (Label("kind", REBALANCE_KINDS),)),
+    Series(
+        "redeliveries_skipped_total",
+        "counter",
+        "Records read again and skipped, for they were settled before a restart or a rebalance",
+    ),
 )
 
 # The worker's, for only it may load librdkafka. The values of its labels are facts of the installation, one each.
@@ -136,9 +157,36 @@ BUILD_INFO = Series(
 )
 
 # The supervisor's own; it is one process, so they name no mode.
-SUPERVISOR_SERIES: tuple[Series, ...] = (
+FLEET_SERIES: tuple[Series, ...] = (
     Series("workers", "gauge", "Worker processes running"),
     Series("worker_restarts_total", "counter", "Worker processes started again after they ended unasked"),
+    Series(
+        "metrics_files_corrupt",
+        "gauge",
+        "Workers' metric files that cannot be read; their values are missing",
+    ),
+    Series(
+        "time_to_drain_seconds",
+        "gauge",
+        "Lag divided by how fast it shrank within the last minute; 0 without lag, +Inf if it does not shrink",
+    ),
 )
+# The supervisor's, and only of what there is: a partition that is owned, a process that runs.
+SLOT_MEMORY = Series(
+    "worker_resident_memory_bytes", "gauge", "Resident memory of a worker process", (Label("slot", ()),)
+)
+_PARTITION = (Label("topic", ()), Label("partition", ()))
+LAG_SERIES: tuple[Series, ...] = (
+    Series(
+        "lag_records", "gauge", "Offsets between the next one to commit and the partition's end", _PARTITION
+    ),
+    Series(
+        "lag_seconds",
+        "gauge",
+        "Age of the partition's oldest record that is not settled; 0 without lag",
+        _PARTITION,
+    ),
+)
+SUPERVISOR_SERIES: tuple[Series, ...] = (*FLEET_SERIES, SLOT_MEMORY, *LAG_SERIES)
 
 EVERY_SERIES: tuple[Series, ...] = (*WORKER_SERIES, BUILD_INFO, *SUPERVISOR_SERIES)
