@@ -192,6 +192,11 @@ class Dispatcher:
         in_flight = [r for batch in batches for r in batch.requests if r.phase is Phase.IN_FLIGHT]
         self._give_back([*self._batcher.drop(lambda _: True), *in_flight])
 
+    def oldest_call_s(self, now: float) -> float:
+        """For how long the inference call that began first has been running; 0 if none does."""
+        began = self._runner.oldest_call_began
+        return 0.0 if began is None else now - began
+
     def update_gauges(self) -> None:
         """Write the gauges; called about twice a second."""
         metrics = self._metrics

@@ -1,4 +1,5 @@
-"""Keeps the worker processes running: starts them, reaps them, restarts them with back-off, drains them.
+"""Keeps the worker processes running: starts them, reaps them, restarts them with back-off, ends
+stuck ones, drains them.
 
 Theory of operation. One loop, woken by a heartbeat, a request to stop, or 0.2 s. Every slot has a process or a time at
 which the next one starts. It runs until it stops for a reason (it was asked to, a worker that no restart can mend, a
@@ -18,7 +19,10 @@ from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from promptbus_worker.freeze import FreezeGuard
 from promptbus_worker.health import SlotView, View
+from promptbus_worker.heartbeat import DRAINING
+from promptbus_worker.stuck import Watch
 from promptbus_worker.worker_process import Backoff, Exit, WorkerProcess, describe_exit
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,7 @@ class _Slot:
         self.number = number
         self.backoff = backoff
         self.process: WorkerProcess | None = None
+        self.watch: Watch | None = None
         self.start_at: float | None = 0.0
         self.last_end = ""
 
@@ -49,18 +54,24 @@ class Fleet:
         env: Mapping[str, str],
         processes: int,
         drain_s: float,
+        stuck_s: float,
         metrics_dir: Path,
         kill_margin_s: float = _KILL_MARGIN_S,
         backoff: Callable[[], Backoff] = Backoff,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`command` with `env` is a worker; it gets its slot, its heartbeat pipe and `metrics_dir` on top."""
+        """`command` with `env` is a worker; it gets its slot, its heartbeat pipe and `metrics_dir` on top.
+
+        `stuck_s`: how long one may stand still (`stuck.Watch`).
+        """
         self._command = command
         self._env = {**env, "PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)}
         self._metrics_dir = metrics_dir
         self._drain_s = drain_s
+        self._stuck_s = stuck_s
         self._kill_margin_s = kill_margin_s
         self._clock = clock
+        self._freeze = FreezeGuard(clock())
         self._slots = [_Slot(number, backoff()) for number in range(processes)]
         self._restarts = 0
         self._result = 0
@@ -90,6 +101,7 @@ class Fleet:
                 self.view = self._snapshot()
                 self._listen()
                 self._reap()
+                self._judge()
                 self._obey()
         finally:
             self._kill_all()
@@ -106,6 +118,7 @@ class Fleet:
             if slot.start_at is None or slot.start_at > now:
                 continue
             slot.start_at = None
+            slot.watch = Watch(self._stuck_s, self._drain_s + self._kill_margin_s)
             try:
                 slot.process = WorkerProcess(slot.number, self._command, self._env, now)
             except OSError as error:
@@ -116,7 +129,9 @@ class Fleet:
             log.info("worker started", extra={"worker": slot.number, "worker_pid": slot.process.pid})
 
     def _listen(self) -> None:
-        for key, _ in self._selector.select(self._wait_s()):
+        ready = self._selector.select(self._wait_s())
+        self._freeze.tick(self._clock())
+        for key, _ in ready:
             slot = key.data
             if slot is None:
                 self._wake_reader.recv(4096)
@@ -132,7 +147,11 @@ class Fleet:
                 continue
             self._release(slot, process)
             reason = process.heartbeat.stopping if process.heartbeat else None
-            slot.last_end = describe_exit(code) + (f" ({reason})" if reason else "")
+            slot.last_end = (
+                f"was stuck ({process.stuck}) and killed" if process.stuck else describe_exit(code)
+            )
+            if reason and reason != DRAINING and not process.stuck:
+                slot.last_end += f" ({reason})"
             if self._stopping is not None:
                 self._ended_in_drain(slot, process, code)
             elif code in (Exit.GAVE_UP, Exit.CONFIGURATION):
@@ -142,6 +161,18 @@ class Fleet:
             else:
                 lived_s = self._clock() - process.started_at
                 self._failed(slot, slot.last_end, lived_s=lived_s, was_ready=process.was_ready)
+
+    def _judge(self) -> None:
+        for slot in self._slots:
+            process, now = slot.process, self._clock()
+            if process is None or slot.watch is None:
+                continue
+            # While all drain, `_obey` has the last word.
+            if process.stuck is None and self._stopping is None:
+                why = slot.watch.why_stuck(process.heartbeat, process.heard_at, self._freeze, now)
+                if why is not None:
+                    process.give_up(why, now)
+            process.kill_if_due(now)
 
     def _obey(self) -> None:
         if self._stop_requests and self._stopping is None:
@@ -195,7 +226,13 @@ class Fleet:
         if code == Exit.DRAINED or never_began:
             log.info("worker drained", extra={"worker": slot.number})
             return
-        log.error("worker %s instead of draining", slot.last_end, extra={"worker": slot.number})
+        late = code == Exit.DRAIN_TIMED_OUT
+        log.error(
+            "worker %s%s",
+            slot.last_end,
+            "" if late else " instead of draining",
+            extra={"worker": slot.number},
+        )
         if self._result == 0:
             self._result = code if code in (Exit.GAVE_UP, Exit.CONFIGURATION) else Exit.DRAIN_TIMED_OUT
 
@@ -240,6 +277,7 @@ class Fleet:
         return View(
             at=self._clock(),
             stopping=self._stopping,
+            stuck_s=self._stuck_s,
             restarts=self._restarts,
             slots=tuple(
                 SlotView(

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from promptbus_worker.heartbeat import Heartbeat
 
 LOOP_STUCK_S = 10.0
-WORKER_STUCK_S = 60.0
+MEND_S = 30.0
+"""The supervisor kills a stuck worker and starts another one; it takes somebody else only if it did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,13 @@ class SlotView:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the supervisor saw at `at`. `stopping`: why it drains, None while it runs."""
+    """What the supervisor saw at `at`. `stopping`: why it drains, None while it runs. `stuck_s`: WORKER_STUCK_S."""
 
     at: float
     stopping: str | None
     restarts: int
     slots: tuple[SlotView, ...]
+    stuck_s: float = 60.0
 
 
 def not_live(view: View, now: float) -> list[str]:
@@ -47,10 +49,10 @@ def not_live(view: View, now: float) -> list[str]:
     for slot in view.slots:
         if slot.heard_at is None:
             continue
-        silent_s = view.at - slot.heard_at
-        if silent_s > WORKER_STUCK_S:
+        silent_s, limit_s = view.at - slot.heard_at, view.stuck_s + MEND_S
+        if silent_s > limit_s:
             problems.append(f"slot {slot.slot}: no heartbeat for {silent_s:.0f} s")
-        elif slot.heartbeat is not None and slot.heartbeat.poll_age_s + silent_s > WORKER_STUCK_S:
+        elif slot.heartbeat is not None and slot.heartbeat.poll_age_s + silent_s > limit_s:
             age_s = slot.heartbeat.poll_age_s + silent_s
             problems.append(f"slot {slot.slot}: its Kafka consumer has made no progress for {age_s:.0f} s")
     return problems

@@ -15,6 +15,9 @@ import orjson
 FD_VARIABLE = "PROMPTBUS_HEARTBEAT_FD"
 SLOT_VARIABLE = "PROMPTBUS_SLOT"
 
+DRAINING = "draining"
+"""`stopping` of a worker that stops because it was told to."""
+
 # A line stays below PIPE_BUF (4,096 bytes on Linux): such writes are never torn apart.
 _MAX_TEXT_CHARS = 300
 _MAX_LINE_BYTES = 4096
@@ -26,6 +29,7 @@ class Heartbeat:
 
     `ready`: brokers were reached and the model's metadata was read once.
     `poll_age_s`: seconds since the Kafka consumer thread last made progress.
+    `oldest_call_s`: for how long the inference call that began first has been running; 0 if none does.
     `stopping`: why the worker is about to exit, for people; None while it runs.
     `waiting_for`: what is missing before it is ready, for people ("Triton at localhost:8000").
     """
@@ -34,6 +38,7 @@ class Heartbeat:
     poll_age_s: float
     stopping: str | None = None
     waiting_for: str | None = None
+    oldest_call_s: float = 0.0
 
     def encode(self) -> bytes:
         """One line of JSON with its newline, short enough for one atomic write to a pipe."""
@@ -102,11 +107,13 @@ def _decode(line: bytes) -> Heartbeat | None:
     match members:
         case {"ready": bool(ready), "poll_age_s": float() | int() as age}:
             stopping, waiting_for = members.get("stopping"), members.get("waiting_for")
+            oldest_call_s = members.get("oldest_call_s")
             return Heartbeat(
                 ready=ready,
                 poll_age_s=float(age),
                 stopping=stopping if isinstance(stopping, str) else None,
                 waiting_for=waiting_for if isinstance(waiting_for, str) else None,
+                oldest_call_s=float(oldest_call_s) if isinstance(oldest_call_s, int | float) else 0.0,
             )
         case _:
             return None

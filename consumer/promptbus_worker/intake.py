@@ -23,7 +23,7 @@ from promptbus_worker.commits import Commits
 from promptbus_worker.deadline import Clock, Deadline
 from promptbus_worker.kafka_outcomes import ConsumerAction, consumer_verdict, needs_operator, stop_sentence
 from promptbus_worker.ledger import Ledger, Ownership
-from promptbus_worker.positions import Positions
+from promptbus_worker.positions import READ_TIMEOUT_S, Positions
 from promptbus_worker.record import Record
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ MAX_POLL_RECORDS = 500
 MAX_SPAN = 200_000
 """Most offsets kept above the watermarks: one request that hangs may hold so many settled ones back, and no more."""
 CLOSING_COMMIT_S = 3.0
+SYNCHRONOUS_COMMIT_S = 120.0
+"""What the client's own commit may take when the coordinator is gone: two of its socket time-outs."""
 
 
 class Loop(Protocol):
@@ -303,6 +305,7 @@ class Intake:
         self.joined = True
         try:
             new = [self._begin_epoch(partition) for partition in partitions]
+            self._may_wait(READ_TIMEOUT_S * (1 + len(new)))
             found = self._positions.find(consumer, new)
             self._positions.begin(consumer, found, new)
             for ownership, position in found.items():
@@ -325,6 +328,7 @@ class Intake:
     def _find_positions(self, consumer: Consumer) -> None:
         if not self._unpositioned:
             return
+        self._may_wait(READ_TIMEOUT_S * (1 + len(self._unpositioned)))
         found = self._positions.find(consumer, self._unpositioned)
         for ownership, position in found.items():
             if self._positions.move(consumer, ownership, position):
@@ -344,6 +348,7 @@ class Intake:
                 self.progress_at = self._clock()
             self._take_done(0)
             left = self._ledger.in_hand(ownerships)
+            self._may_wait(SYNCHRONOUS_COMMIT_S)
             self._commits.send_for(consumer, ownerships)
             self._end(ownerships)
             self._log_owned("revoked", partitions, unfinished=left)
@@ -359,6 +364,10 @@ class Intake:
         except Exception as error:
             log.exception("lost partitions could not be let go")
             self._stop(f"Lost partitions could not be let go: {error}", restart=True)
+
+    def _may_wait(self, seconds: float) -> None:
+        """What follows waits for brokers for up to so long: that is no sign that this thread is stuck."""
+        self.progress_at = self._clock() + seconds
 
     def _owned(self, partitions: Sequence[TopicPartition]) -> list[Ownership]:
         found = (self._ledger.owned(partition.topic, partition.partition) for partition in partitions)

@@ -103,6 +103,12 @@ class Runner:
         self._on_stop = on_stop
         self._timeout_s = timeout_s
         self._clock = clock
+        self._running: dict[object, float] = {}  # calls, the one that began first in front
+
+    @property
+    def oldest_call_began(self) -> float | None:
+        """When the inference call that has run longest began; None if none runs."""
+        return next(iter(self._running.values()), None)
 
     async def run(self, batch: Batch) -> None:
         """Never raises but when cancelled; a defect of ours is answered `internal`."""
@@ -231,6 +237,7 @@ class Runner:
         self, model: str, inputs: list[Inputs], timeout_s: float
     ) -> tuple[str, list[Row | BadRow]]:
         began, calls = self._clock(), self._metrics.inference_calls_total
+        self._running[call := object()] = began
         try:
             answer = await self._client.infer(self._specs[model], inputs, timeout_s)
         except CallError as error:
@@ -238,6 +245,7 @@ class Runner:
             raise
         finally:
             now = self._clock()
+            del self._running[call]
             self._freeze.tick(now)
             self._metrics.inference_duration_seconds[model].observe(now - began)
         calls[model, "ok"].inc()

@@ -68,6 +68,13 @@ class Settings(TritonSettings, KafkaSettings):
     worker_drain_s: float = Field(
         default=20.0, gt=0, description="Time to finish dispatched batches at SIGTERM"
     )
+    worker_stuck_s: float | None = Field(
+        default=None,
+        ge=5,
+        le=7200,
+        description="A worker that has stood still for this long is killed and started again; "
+        "unset: 60, or `TRITON_TIMEOUT_S` + 30 if that is more",
+    )
     worker_instance: str | None = Field(
         default=None, description="Name of this worker; unset: `<host>-<METRICS_PORT>`"
     )
@@ -107,6 +114,11 @@ class Settings(TritonSettings, KafkaSettings):
                 f"WORKER_REVOKE_S ({self.worker_revoke_s:g} s) must be below "
                 f"KAFKA_SESSION_TIMEOUT_MS ({self.kafka_session_timeout_ms} ms)"
             )
+        if self.worker_stuck_s is not None and self.worker_stuck_s <= self.triton_timeout_s:
+            raise ValueError(
+                f"WORKER_STUCK_S ({self.worker_stuck_s:g} s) must be above TRITON_TIMEOUT_S "
+                f"({self.triton_timeout_s:g} s): a call that is only slow would count as stuck"
+            )
         for name in ("kafka_request_topic", "kafka_dead_letter_topic"):
             topic = getattr(self, name)
             if topic in self.reply_topics_allowed:
@@ -117,6 +129,11 @@ class Settings(TritonSettings, KafkaSettings):
     def reply_topics_allowed(self) -> frozenset[str]:
         """Exact topic names that a `reply-topic` header may use, beside the default reply topic."""
         return frozenset(split_names(self.kafka_reply_topics_allowed))
+
+    @property
+    def stuck_s(self) -> float:
+        """After how long a worker counts as stuck; by default no legitimate wait is as long."""
+        return self.worker_stuck_s or max(60.0, self.triton_timeout_s + 30.0)
 
     @property
     def instance(self) -> str:

@@ -53,6 +53,7 @@ def run(settings: Settings, command: Sequence[str] = WORKER_COMMAND) -> int:
                 env={**os.environ, "WORKER_INSTANCE": instance},
                 processes=settings.worker_processes,
                 drain_s=settings.worker_drain_s,
+                stuck_s=settings.stuck_s,
                 metrics_dir=directory,
             )
             with _signals(fleet.stop):

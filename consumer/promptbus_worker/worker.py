@@ -12,6 +12,7 @@ SIGINT, and drains on SIGTERM or when its supervisor is gone (end of file on sta
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -23,7 +24,7 @@ import uvloop
 
 from promptbus.settings import load
 from promptbus_worker import kafka, logs
-from promptbus_worker.heartbeat import SLOT_VARIABLE, Heartbeat, HeartbeatWriter
+from promptbus_worker.heartbeat import DRAINING, SLOT_VARIABLE, Heartbeat, HeartbeatWriter
 from promptbus_worker.metrics import Metrics
 from promptbus_worker.model import InferenceClient
 from promptbus_worker.outcomes import ModelUnusable
@@ -139,11 +140,13 @@ class Worker:
         path = self._path
         if path is not None:
             path.dispatcher.update_gauges()
+        now = time.monotonic()
         ready = path is not None and path.intake.joined
-        stopping = self._reason or ("draining" if self._stopping.is_set() else None)
+        stopping = self._reason or (DRAINING if self._stopping.is_set() else None)
         heartbeat = Heartbeat(
             ready=ready and stopping is None,
-            poll_age_s=time.monotonic() - path.intake.progress_at if path is not None else 0.0,
+            poll_age_s=max(0.0, now - path.intake.progress_at) if path is not None else 0.0,
+            oldest_call_s=path.dispatcher.oldest_call_s(now) if path is not None else 0.0,
             stopping=stopping,
             waiting_for=None
             if ready
@@ -157,6 +160,9 @@ class Worker:
 
 def main() -> int:
     """Entry point of the process that the supervisor starts."""
+    # Stacks of all threads: before a crash in native code ends it, and when the supervisor finds it stuck.
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
     settings = load(Settings)
     slot = int(os.environ.get(SLOT_VARIABLE, "0"))
     logs.configure(settings.log_level, settings.log_format, slot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -9,8 +10,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 
 from promptbus_worker.heartbeat import FD_VARIABLE, SLOT_VARIABLE, Heartbeat, decode_lines
+
+log = logging.getLogger(__name__)
+
+DUMP_S = 1.0
+"""What a stuck process has for writing its stacks before it is killed."""
 
 
 class Exit(IntEnum):
@@ -58,6 +65,8 @@ class WorkerProcess:
         self.heard_at = now
         self.heartbeat: Heartbeat | None = None
         self.was_ready = False
+        self.stuck: str | None = None
+        self._kill_at = float("inf")
         self._buffer = bytearray()
         read_fd, write_fd = os.pipe()
         try:
@@ -108,6 +117,23 @@ class WorkerProcess:
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
 
+    def give_up(self, why: str, now: float) -> None:
+        """It is stuck: let it write all its threads' stacks to stderr (`worker.main`); `kill_if_due` ends it."""
+        self.stuck = why
+        self._kill_at = now + DUMP_S
+        log.error(
+            "worker is stuck: %s; its threads' stacks follow on stderr, then it is killed and started again",
+            why,
+            extra={"worker": self.slot, "worker_pid": self.pid, "state": _state(self.pid)},
+        )
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGUSR1)
+
+    def kill_if_due(self, now: float) -> None:
+        """End it if it was given up and has had its time."""
+        if now >= self._kill_at:
+            self.kill()
+
     def kill(self) -> None:
         """End it at once, frozen or not."""
         with suppress(ProcessLookupError):
@@ -134,6 +160,17 @@ def describe_exit(code: int) -> str:
         case Exit.DRAINED:
             return "drained although nobody asked it to"
         case Exit.DRAIN_TIMED_OUT:
-            return "ran out of time while draining"
+            return "did not finish draining in time; what it had in flight is read again"
         case _:
             return f"exited with code {code}"
+
+
+_STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waits for a disk", "Z": "ended"}
+
+
+def _state(pid: int) -> str:
+    """What the kernel says about a process: one that is stopped writes no stacks."""
+    with suppress(OSError, IndexError):
+        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return _STATES.get(letter, "runs")
+    return "unknown"

@@ -31,6 +31,15 @@ T = TypeVar("T")
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _QUIET = {"log_level": 0}
 
+# `promptbus worker` with another program as its worker process.
+SUPERVISOR = """
+import sys
+from promptbus.settings import load
+from promptbus_worker import supervisor
+from promptbus_worker.settings import Settings
+sys.exit(supervisor.run(load(Settings), [sys.executable, "-c", sys.argv[1]]))
+"""
+
 
 def eventually(what: str, condition: Callable[[], T], within_s: float = 60.0) -> T:
     """Wait for a condition; its first true value."""
@@ -47,11 +56,12 @@ def eventually(what: str, condition: Callable[[], T], within_s: float = 60.0) ->
 class Workers:
     """A supervisor with its worker processes."""
 
-    def __init__(self, env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, env: Mapping[str, str], log: Path, program: str | None = None) -> None:
         self.log = log
+        arguments = ["-m", "promptbus", "worker"] if program is None else ["-c", SUPERVISOR, program]
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "promptbus", "worker"],
+                [sys.executable, *arguments],
                 env=env,
                 stdout=output,
                 stderr=output,
@@ -175,10 +185,10 @@ class System:
             **more,
         }
 
-    def start(self, **more: str) -> Workers:
-        """Start a supervisor; it is ended with the test."""
+    def start(self, program: str | None = None, **more: str) -> Workers:
+        """Start a supervisor; it is ended with the test. `program`: runs as the worker process in place of ours."""
         log = self.folder / f"worker-{len(self.workers)}.log"
-        workers = Workers(self.environment(**more), log)
+        workers = Workers(self.environment(**more), log, program)
         self.workers.append(workers)
         return workers
 

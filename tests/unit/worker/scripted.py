@@ -11,7 +11,7 @@ from collections.abc import Callable
 # What every scripted worker begins with; `beat()` sends a heartbeat, `drained` is set by SIGTERM or the end of stdin.
 PRELUDE = """
 import os, signal, sys, threading, time
-from promptbus_worker.heartbeat import Heartbeat, HeartbeatWriter
+from promptbus_worker.heartbeat import DRAINING, Heartbeat, HeartbeatWriter
 writer = HeartbeatWriter.from_environment()
 slot = int(os.environ["PROMPTBUS_SLOT"])
 drained = threading.Event()

@@ -55,6 +55,22 @@ async def test_batches_are_full_when_busy_and_never_more_in_flight_than_allowed(
 
 
 @in_virtual_time
+async def test_the_age_of_the_oldest_call_is_known_while_it_runs() -> None:
+    path = Path(concurrency=2)
+    path.model.latency_s = 5.0
+    assert path.dispatcher.oldest_call_s(loop().time()) == 0
+    path.ask("a")
+    await asyncio.sleep(3)
+    path.ask("b")
+    await asyncio.sleep(1)
+    assert path.dispatcher.oldest_call_s(loop().time()) == pytest.approx(4)
+    await asyncio.sleep(2)
+    assert path.dispatcher.oldest_call_s(loop().time()) == pytest.approx(3), "the first one has ended"
+    await path.settle(2)
+    assert path.dispatcher.oldest_call_s(loop().time()) == 0
+
+
+@in_virtual_time
 async def test_a_lone_request_leaves_at_once_when_idle() -> None:
     path = Path()
     before = loop().time()

@@ -31,6 +31,11 @@ def test_what_was_written_is_read_however_the_pipe_cuts_it(sent: list[Heartbeat]
     assert not buffer
 
 
+def test_every_member_arrives() -> None:
+    sent = Heartbeat(True, 1.5, stopping="why", waiting_for="what", oldest_call_s=2.5)
+    assert decode_lines(bytearray(sent.encode())) == [sent]
+
+
 @given(st.binary(max_size=200))
 def test_garbage_never_raises_and_never_hides_the_next_heartbeat(garbage: bytes) -> None:
     good = Heartbeat(ready=True, poll_age_s=0.1)

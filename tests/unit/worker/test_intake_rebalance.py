@@ -257,6 +257,29 @@ def test_a_revoke_waits_no_longer_than_its_time_and_commits_what_is_settled() ->
     assert rig.group.committed == {0: 2}
 
 
+def test_what_may_wait_for_brokers_does_not_look_stuck() -> None:
+    rig = Rig(group_of(10, partitions=3), revoke_s=2.0).assigned(0, 1, 2)
+    seen: dict[str, float] = {}
+    committed, commit = rig.consumer.committed, rig.consumer.commit
+
+    def committed_later(*arguments: object, **more: object) -> object:
+        seen["positions"] = rig.intake.progress_at - rig.clock.now
+        return committed(*arguments, **more)  # type: ignore[arg-type]  # handed on as it came
+
+    def commit_later(*arguments: object, **more: object) -> object:
+        seen["commit"] = rig.intake.progress_at - rig.clock.now
+        return commit(*arguments, **more)  # type: ignore[arg-type]  # handed on as it came
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rig.consumer, "committed", committed_later)
+        patch.setattr(rig.consumer, "commit", commit_later)
+        rig.settle(0, 1, 5)
+        rig.consumer.rebalance("revoke", 0)
+        rig.consumer.rebalance("assign", 0)
+    assert seen["commit"] >= 60, "the client's synchronous commit blocks for so long"
+    assert seen["positions"] >= 2 * 2, "one question for all, one for the partition"
+
+
 def test_a_revoke_leaves_the_other_partitions_alone() -> None:
     rig = Rig(group_of(3, partitions=2)).assigned(0, 1)
     rig.settle(0, 1, 2)

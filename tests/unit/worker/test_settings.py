@@ -80,6 +80,12 @@ def test_the_instance_is_named_after_host_and_port_unless_named() -> None:
     assert from_environment(WORKER_INSTANCE="pod-7").instance == "pod-7"
 
 
+def test_a_legitimate_call_never_counts_as_stuck_by_default() -> None:
+    assert from_environment().stuck_s == 60
+    assert from_environment(TRITON_TIMEOUT_S="300").stuck_s == 330
+    assert from_environment(TRITON_TIMEOUT_S="300", WORKER_STUCK_S="301").stuck_s == 301
+
+
 def test_settings_cannot_be_changed_afterwards() -> None:
     settings = only_environment()
     with pytest.raises(ValidationError):
@@ -103,6 +109,10 @@ def test_settings_cannot_be_changed_afterwards() -> None:
         (
             {"WORKER_REVOKE_S": "10", "KAFKA_SESSION_TIMEOUT_MS": "10000"},
             ["WORKER_REVOKE_S (10 s)", "KAFKA_SESSION_TIMEOUT_MS (10000 ms)"],
+        ),
+        (
+            {"WORKER_STUCK_S": "30", "TRITON_TIMEOUT_S": "30"},
+            ["WORKER_STUCK_S (30 s)", "TRITON_TIMEOUT_S (30 s)"],
         ),
         (
             {"KAFKA_REQUEST_TOPIC": "same", "KAFKA_REPLY_TOPIC": "same"},
@@ -146,6 +156,8 @@ def test_a_contradiction_is_refused_in_a_sentence_that_names_both(
         {"CONCURRENCY_MIN": "4", "CONCURRENCY_MAX": "4"},
         {"BATCH_MAX_BYTES": "1000", "REQUEST_MAX_BYTES": "1000"},
         {"WORKER_REVOKE_S": "9.9", "KAFKA_SESSION_TIMEOUT_MS": "10000"},
+        {"WORKER_STUCK_S": "30.1", "TRITON_TIMEOUT_S": "30"},
+        {"TRITON_TIMEOUT_S": "3600"},
         {"KAFKA_REPLY_TOPICS_ALLOWED": "inference-results, other"},
     ],
 )
