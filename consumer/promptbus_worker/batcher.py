@@ -29,7 +29,6 @@ class ClosedBy(StrEnum):
     SLOT = "slot"
     LINGER = "linger"
     BYTES = "bytes"
-    DRAIN = "drain"
 
 
 @dataclass(slots=True)
@@ -86,7 +85,6 @@ class Batcher:
         self,
         now: float,
         *,
-        draining: bool = False,
         blocked: Collection[str] = (),
         alone_in_flight: Collection[str] = (),
     ) -> Batch | None:
@@ -102,12 +100,12 @@ class Batcher:
         for (model, _), group in self._groups.items():
             if model in blocked or (best is not None and _age(best[0]) <= _age(group[0])):
                 continue
-            if draining or now >= group[0].waiting_since + self._linger_s or self._full(model, group):
+            if now >= group[0].waiting_since + self._linger_s or self._full(model, group):
                 best = group
         if alone is not None and (best is None or _age(alone) <= _age(best[0])):
             self._alone.remove(alone)
-            return self._close([alone], ClosedBy.DRAIN if draining else ClosedBy.SIZE)
-        return self._fill(best, draining) if best is not None else None
+            return self._close([alone], ClosedBy.SIZE)
+        return self._fill(best) if best is not None else None
 
     def take_one(self, model: str) -> Pending | None:
         """The request of this model that waits longest, to be run alone."""
@@ -151,13 +149,13 @@ class Batcher:
                 request.phase = Phase.DROPPED
         return dropped
 
-    def _fill(self, group: deque[Pending], draining: bool) -> Batch:
+    def _fill(self, group: deque[Pending]) -> Batch:
         first = group[0]
         model = _model(first)
         max_size = self._max_size(model)
         room = self._max_bytes
         requests: list[Pending] = []
-        closed_by = ClosedBy.DRAIN if draining else ClosedBy.LINGER if self._linger_s else ClosedBy.SLOT
+        closed_by = ClosedBy.LINGER if self._linger_s else ClosedBy.SLOT
         while group:
             if len(requests) == max_size:
                 break

@@ -134,4 +134,4 @@ class Commits:
 
 
 def _offsets(commits: Sequence[Commit]) -> list[TopicPartition]:
-    return [TopicPartition(commit.topic, commit.partition, commit.offset) for commit in commits]
+    return [TopicPartition(*commit) for commit in commits]

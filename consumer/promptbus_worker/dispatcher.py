@@ -136,25 +136,9 @@ class Dispatcher:
             self._expiry.watch(request)
 
     def release(self, ownerships: Sequence[Ownership]) -> None:
-        """These partitions are about to go: give back what waits, for the next owner to answer.
-
-        A waiting request below an offset that is dispatched or answered is kept and finished: left behind, it would
-        hold the watermark back, and the next owner would answer the ones above it a second time.
-        """
+        """These partitions are about to go: give back what waits, for the next owner to answer."""
         self._leaving.update(ownerships)
-        floors = {ownership: ownership.highest_answered for ownership in ownerships}
-        for batch in self._in_flight.values():
-            for request in batch.requests:
-                ownership = request.record.ownership
-                if ownership in floors:
-                    floors[ownership] = max(floors[ownership], request.record.offset)
-        reachable = {model for model, breaker in self._breakers.items() if not breaker.is_open}
-
-        def leaves(request: Pending) -> bool:
-            floor = floors.get(request.record.ownership)
-            return floor is not None and (request.record.offset > floor or request.model not in reachable)
-
-        self._give_back(self._batcher.drop(leaves))
+        self._give_back(self._batcher.drop(lambda request: request.record.ownership in self._leaving))
         self.pump()
 
     def forget(self, ownerships: Sequence[Ownership]) -> None:
@@ -216,9 +200,7 @@ class Dispatcher:
         now = self._clock()
         blocked = [model for model, breaker in self._breakers.items() if not breaker.may_call(now)]
         while len(self._in_flight) < self._concurrency and not self._replies.congested and len(self._batcher):
-            batch = self._batcher.take(
-                now, draining=self._draining, blocked=blocked, alone_in_flight=self._alone_in_flight()
-            )
+            batch = self._batcher.take(now, blocked=blocked, alone_in_flight=self._alone_in_flight())
             if batch is None:
                 break
             self._metrics.batches_total[batch.model, batch.closed_by].inc()

@@ -22,8 +22,8 @@ from promptbus.messages import Headers
 from promptbus_worker.commits import Commits
 from promptbus_worker.deadline import Clock, Deadline
 from promptbus_worker.kafka_outcomes import ConsumerAction, consumer_verdict, needs_operator, stop_sentence
-from promptbus_worker.ledger import Ledger, Ownership
-from promptbus_worker.positions import READ_TIMEOUT_S, Positions
+from promptbus_worker.ledger import Ledger, Ownership, Tracked
+from promptbus_worker.positions import READ_TIMEOUT_S, Position, Positions
 from promptbus_worker.record import Record
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ WAIT_FOR_ROOM_S = 0.2
 PAUSE_AFTER_S = 2.0
 """Without room for this long, partitions are paused and polling goes on. Pausing throws prefetched records away."""
 MAX_POLL_RECORDS = 500
-MAX_SPAN = 200_000
-"""Most offsets kept above the watermarks: one request that hangs may hold so many settled ones back, and no more."""
 CLOSING_COMMIT_S = 3.0
 SYNCHRONOUS_COMMIT_S = 120.0
 """What the client's own commit may take when the coordinator is gone: two of its socket time-outs."""
@@ -189,7 +187,7 @@ class Intake:
             self._loop.accept(records)
 
     def _room(self) -> int:
-        if self._ledger.bytes_in_hand >= self._max_bytes or self._ledger.span >= MAX_SPAN:
+        if self._ledger.bytes_in_hand >= self._max_bytes:
             return 0
         return min(MAX_POLL_RECORDS, self._max_records - self._ledger.records_in_hand)
 
@@ -255,7 +253,10 @@ class Intake:
         headers, problem = _headers(message)
         # Python's objects around a record take about as much as a short prompt.
         size = (len(value) if value else 0) + (len(key) if key else 0) + 500
-        if not self._ledger.track(ownership, offset, size):
+        tracked = self._ledger.track(ownership, offset, size)
+        if tracked is not Tracked.NEW:
+            if tracked is Tracked.SETTLED_BEFORE:
+                self._metrics.redeliveries_skipped_total.inc()
             return None
         _, timestamp_ms = message.timestamp()
         return Record(ownership, offset, timestamp_ms, key, value, headers, size, now, problem)
@@ -309,7 +310,7 @@ class Intake:
             found = self._positions.find(consumer, new)
             self._positions.begin(consumer, found, new)
             for ownership, position in found.items():
-                self._ledger.begin(ownership, position.offset, committed=position.committed)
+                self._begin(ownership, position)
             self._unpositioned += [ownership for ownership in new if ownership not in found]
             if self._paused:  # at once: this very poll could return a record of them
                 consumer.pause([TopicPartition(ownership.topic, ownership.partition) for ownership in new])
@@ -325,6 +326,11 @@ class Intake:
             self._end([old])
         return self._ledger.assign(partition.topic, partition.partition)
 
+    def _begin(self, ownership: Ownership, position: Position) -> None:
+        self._ledger.begin(
+            ownership, position.offset, committed=position.committed, settled_before=position.settled_before
+        )
+
     def _find_positions(self, consumer: Consumer) -> None:
         if not self._unpositioned:
             return
@@ -332,7 +338,7 @@ class Intake:
         found = self._positions.find(consumer, self._unpositioned)
         for ownership, position in found.items():
             if self._positions.move(consumer, ownership, position):
-                self._ledger.begin(ownership, position.offset, committed=position.committed)
+                self._begin(ownership, position)
                 self._unpositioned.remove(ownership)
                 self._paused = None
 

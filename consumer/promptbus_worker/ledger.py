@@ -17,10 +17,12 @@ Pure; used by one thread, the consumer's.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import NamedTuple
+
+from promptbus_worker.commit_metadata import Runs, encode
 
 
 class LedgerError(Exception):
@@ -28,11 +30,23 @@ class LedgerError(Exception):
 
 
 class Commit(NamedTuple):
-    """The next offset to read of a partition, with every lower one settled."""
+    """The next offset to read of a partition, with every lower one settled; what else is settled is in `metadata`."""
 
     topic: str
     partition: int
     offset: int
+    metadata: str = ""
+
+
+class Tracked(Enum):
+    """What becomes of a polled record."""
+
+    NEW = auto()
+    """It is in hand now."""
+    SETTLED_BEFORE = auto()
+    """An earlier owner has settled it: it is not to be answered again."""
+    STALE = auto()
+    """Not of a current epoch, or seen in it already."""
 
 
 @dataclass(eq=False, slots=True)
@@ -40,26 +54,56 @@ class Ownership:
     """One partition during one epoch.
 
     `live` is written by the consumer thread and read by the event loop (a plain attribute: assignment is atomic).
-    `highest_answered` belongs to the event loop: the highest offset with a reply on its way.
     """
 
     topic: str
     partition: int
     epoch: int
     live: bool = True
-    highest_answered: int = -1
 
 
 @dataclass(slots=True)
 class _Partition:
     ownership: Ownership
-    watermark: int | None = None  # None until the position is known
-    sent: int | None = None  # the watermark last taken to be committed
+    begins_at: int | None = None  # None until the position is known
+    sent: tuple[int, str] | None = None  # offset and metadata last taken to be committed
     last_tracked: int = -1
-    unsettled: deque[int] = field(default_factory=deque)  # offsets in order; settled ones leave from the left
-    settled: set[int] = field(default_factory=set)  # settled, but above the watermark
-    in_hand: dict[int, int] = field(default_factory=dict)  # offset → bytes
-    bytes_in_hand: int = 0
+    unsettled: dict[int, int | None] = field(
+        default_factory=dict
+    )  # offset → bytes, None once released; in order
+    settled_before: Runs = field(default_factory=list)  # by an earlier owner, from `last_tracked` on
+    records: int = 0  # in hand
+    bytes: int = 0
+
+    @property
+    def watermark(self) -> int:
+        assert self.begins_at is not None, "the epoch has begun"
+        return next(iter(self.unsettled), max(self.begins_at, self.last_tracked + 1))
+
+    def settled_above_watermark(self) -> Iterator[tuple[int, int]]:
+        """Everything between two unsettled offsets is settled, or does not exist and never will."""
+        read_to = max(self.begins_at or 0, self.last_tracked + 1)
+        first = self.watermark
+        for offset in self.unsettled:
+            if offset > first:
+                yield first, offset
+            first = offset + 1
+        # What this owner has settled last, and what an earlier one has behind it, may touch.
+        end = read_to
+        for next_first, next_end in self.settled_before:
+            if next_first > end:
+                if end > first:
+                    yield first, end
+                first = next_first
+            end = next_end
+        if end > first:
+            yield first, end
+
+    def is_settled_before(self, offset: int) -> bool:
+        """Whether an earlier owner has settled it. Asked in the order of offsets: what lies below is forgotten."""
+        while self.settled_before and self.settled_before[0][1] <= offset:
+            del self.settled_before[0]
+        return bool(self.settled_before) and self.settled_before[0][0] <= offset
 
 
 class Ledger:
@@ -90,12 +134,7 @@ class Ledger:
     def watermark(self, ownership: Ownership) -> int | None:
         """The next offset to commit, if the epoch has begun and is not over."""
         part = self._find(ownership)
-        return None if part is None else part.watermark
-
-    @property
-    def span(self) -> int:
-        """Offsets kept over all partitions: those in hand, and those settled above a watermark."""
-        return sum(len(part.unsettled) for part in self._partitions.values())
+        return None if part is None or part.begins_at is None else part.watermark
 
     def assign(self, topic: str, partition: int) -> Ownership:
         """Begin an epoch; nothing can be tracked in it before `begin`.
@@ -110,17 +149,28 @@ class Ledger:
         self._partitions[key] = _Partition(ownership)
         return ownership
 
-    def begin(self, ownership: Ownership, watermark: int, *, committed: bool) -> None:
+    def begin(
+        self,
+        ownership: Ownership,
+        watermark: int,
+        *,
+        committed: bool,
+        settled_before: Iterable[tuple[int, int]] = (),
+    ) -> None:
         """The epoch reads from offset `watermark` on. A position that is not `committed` yet will be.
+
+        `settled_before` are the runs above it that an earlier owner has settled.
 
         Raises LedgerError if the epoch is over or has begun.
         """
         part = self._find(ownership)
-        if part is None or part.watermark is not None:
+        if part is None or part.begins_at is not None:
             raise LedgerError(f"{ownership.topic}[{ownership.partition}] cannot begin")
-        part.watermark = watermark
-        part.sent = watermark if committed else None
-        if not committed:
+        part.begins_at = watermark
+        part.settled_before = list(settled_before)
+        if committed:
+            part.sent = (watermark, encode(watermark, part.settled_above_watermark()))
+        else:
             self._moved.add((ownership.topic, ownership.partition))
 
     def end(self, ownership: Ownership) -> None:
@@ -128,8 +178,8 @@ class Ledger:
         ownership.live = False
         part = self._find(ownership)
         if part is not None:
-            self._records -= len(part.in_hand)
-            self._bytes -= part.bytes_in_hand
+            self._records -= part.records
+            self._bytes -= part.bytes
             del self._partitions[ownership.topic, ownership.partition]
             self._moved.discard((ownership.topic, ownership.partition))
 
@@ -142,18 +192,21 @@ class Ledger:
         """Every current epoch."""
         return [part.ownership for part in self._partitions.values()]
 
-    def track(self, ownership: Ownership, offset: int, size: int) -> bool:
-        """Take a polled record of `size` bytes in hand. False if it is not new or not of a current epoch: skip it."""
+    def track(self, ownership: Ownership, offset: int, size: int) -> Tracked:
+        """Take a polled record of `size` bytes in hand, if it is new."""
         part = self._find(ownership)
-        if part is None or part.watermark is None or offset <= part.last_tracked or offset < part.watermark:
-            return False
+        if part is None or part.begins_at is None or offset <= part.last_tracked or offset < part.begins_at:
+            return Tracked.STALE
         part.last_tracked = offset
-        part.unsettled.append(offset)
-        part.in_hand[offset] = size
-        part.bytes_in_hand += size
+        if part.settled_before and part.is_settled_before(offset):
+            self._moved.add((ownership.topic, ownership.partition))
+            return Tracked.SETTLED_BEFORE
+        part.unsettled[offset] = size
+        part.records += 1
+        part.bytes += size
         self._records += 1
         self._bytes += size
-        return True
+        return Tracked.NEW
 
     def settle(self, ownership: Ownership, offset: int) -> bool:
         """Note that everything this record asks for is acknowledged. False if its epoch is over.
@@ -165,13 +218,8 @@ class Ledger:
             return False
         if not self._let_go(part, offset):
             raise LedgerError(f"{ownership.topic}[{ownership.partition}] offset {offset} cannot be settled")
-        part.settled.add(offset)
-        unsettled, settled = part.unsettled, part.settled
-        if unsettled[0] == offset:
-            while unsettled and unsettled[0] in settled:
-                settled.remove(unsettled.popleft())
-            part.watermark = unsettled[0] if unsettled else part.last_tracked + 1
-            self._moved.add((ownership.topic, ownership.partition))
+        del part.unsettled[offset]
+        self._moved.add((ownership.topic, ownership.partition))
         return True
 
     def release(self, ownership: Ownership, offset: int) -> bool:
@@ -182,10 +230,10 @@ class Ledger:
     def in_hand(self, ownerships: Iterable[Ownership]) -> int:
         """Records in hand of these epochs."""
         parts = (self._find(ownership) for ownership in ownerships)
-        return sum(len(part.in_hand) for part in parts if part is not None)
+        return sum(part.records for part in parts if part is not None)
 
     def take_commits(self, ownerships: Iterable[Ownership] | None = None) -> list[Commit]:
-        """What has moved since it was last taken, for all partitions or only these epochs."""
+        """What has changed since it was last taken, for all partitions or only these epochs."""
         if ownerships is None:
             keys = list(self._moved)
         else:
@@ -194,9 +242,11 @@ class Ledger:
         for key in keys:
             self._moved.discard(key)
             part = self._partitions[key]
-            if part.watermark is not None and part.watermark != part.sent:
-                part.sent = part.watermark
-                commits.append(Commit(*key, part.watermark))
+            watermark = part.watermark
+            taken = (watermark, encode(watermark, part.settled_above_watermark()))
+            if taken != part.sent:
+                part.sent = taken
+                commits.append(Commit(*key, *taken))
         return commits
 
     def commit_failed(self, topic: str, partition: int) -> None:
@@ -207,10 +257,12 @@ class Ledger:
             self._moved.add((topic, partition))
 
     def _let_go(self, part: _Partition, offset: int) -> bool:
-        size = part.in_hand.pop(offset, None)
+        size = part.unsettled.get(offset)
         if size is None:
             return False
-        part.bytes_in_hand -= size
+        part.unsettled[offset] = None
+        part.records -= 1
+        part.bytes -= size
         self._records -= 1
         self._bytes -= size
         return True

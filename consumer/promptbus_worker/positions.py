@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from confluent_kafka import OFFSET_END, KafkaException, TopicPartition
 
+from promptbus_worker.commit_metadata import decode
 from promptbus_worker.ledger import Ownership
 
 log = logging.getLogger(__name__)
@@ -21,10 +22,11 @@ READ_TIMEOUT_S = 2.0
 
 
 class Position(NamedTuple):
-    """The next offset to read, and whether the group has committed it."""
+    """The next offset to read, whether the group has committed it, and what is settled above it already."""
 
     offset: int
     committed: bool
+    settled_before: Sequence[tuple[int, int]] = ()
 
 
 class Consumer(Protocol):
@@ -62,7 +64,8 @@ class Positions:
                     extra={"partition": answer.partition, "error": str(answer.error)},
                 )
             elif answer.offset >= 0:
-                found[ownership] = Position(answer.offset, committed=True)
+                settled = tuple(decode(answer.offset, answer.metadata))
+                found[ownership] = Position(answer.offset, committed=True, settled_before=settled)
             elif (start := self._start(consumer, ownership)) is not None:
                 found[ownership] = Position(start, committed=False)
         return found

@@ -159,8 +159,6 @@ class Replies:
         request.phase = Phase.ANSWERED
         request.code = code
         request.answered_at = self._clock()
-        ownership = request.record.ownership
-        ownership.highest_answered = max(ownership.highest_answered, request.record.offset)
 
     def _timings(self, request: Pending) -> Timings:
         record = request.record

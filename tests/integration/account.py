@@ -12,6 +12,7 @@ from uuid import uuid4
 from confluent_kafka import Consumer, ConsumerGroupState, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from promptbus_worker.commit_metadata import decode
 from tests.integration.system import Replies, System, Workers, eventually
 
 
@@ -135,13 +136,14 @@ def answered(system: System, count: int, within_s: float = 60.0) -> None:
 
 
 def uncommitted(system: System) -> int:
-    """Records between the group's committed offsets and the ends of the request topic."""
+    """Records of the request topic of which the group's commits do not say that they are settled."""
     with offsets_reader(system) as consumer:
         partitions = [TopicPartition(system.requests, number) for number in range(system.partitions)]
         left = 0
         for partition in consumer.committed(partitions, 20):
             low, high = consumer.get_watermark_offsets(partition, 20)
-            left += high - max(low, partition.offset)
+            settled = decode(partition.offset, partition.metadata)
+            left += high - max(low, partition.offset) - sum(end - first for first, end in settled)
         return left
 
 

@@ -45,7 +45,8 @@ class Group:
         self.log: dict[int, list[int]] = {partition: [] for partition in range(partitions)}
         self.low = dict.fromkeys(self.log, 0)
         self.committed: dict[int, int] = {}
-        self.check_commit: Callable[[int, int], None] = lambda partition, offset: None
+        self.metadata: dict[int, str] = {}
+        self.check_commit: Callable[[int, int, str], None] = lambda partition, offset, metadata: None
 
     def produce(self, partition: int = 0, *, count: int = 1, gap: int = 1) -> None:
         """Records at the end; `gap` more than 1 leaves offsets out."""
@@ -66,6 +67,7 @@ class Answer:
     partition: int
     offset: int
     error: KafkaError | None = None
+    metadata: str = ""
 
 
 class Callbacks(Protocol):
@@ -135,8 +137,10 @@ class FakeConsumer:
             if error is None and partition.partition not in self.position:
                 error = kafka_error("ILLEGAL_GENERATION")
             if error is None:
-                self.group.check_commit(partition.partition, partition.offset)
+                metadata = partition.metadata or ""
+                self.group.check_commit(partition.partition, partition.offset, metadata)
                 self.group.committed[partition.partition] = partition.offset
+                self.group.metadata[partition.partition] = metadata
             answers.append(Answer(partition.topic, partition.partition, partition.offset, error))
         if not asynchronous:
             return answers
@@ -154,6 +158,7 @@ class FakeConsumer:
                 p.partition,
                 self.group.committed.get(p.partition, -1001),
                 self.committed_errors.pop(p.partition, None),
+                self.group.metadata.get(p.partition, ""),
             )
             for p in partitions
         ]

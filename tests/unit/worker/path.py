@@ -13,7 +13,7 @@ from promptbus.messages import Headers, Reply, decode_reply
 from promptbus_worker.admission import Admission, Limits
 from promptbus_worker.batcher import Batcher
 from promptbus_worker.dispatcher import Dispatcher
-from promptbus_worker.ledger import Ledger, Ownership
+from promptbus_worker.ledger import Ledger, Ownership, Tracked
 from promptbus_worker.metrics import Metrics
 from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec
 from promptbus_worker.outcomes import CallError, CallFailure
@@ -293,7 +293,7 @@ class Path:
             now = loop().time()
             record = Record(self.owned, self._offset, int(now * 1000), key, body, headers, len(body), now)
             self._offset += 1
-            self.ledger.track(self.owned, record.offset, record.size)
+            assert self.ledger.track(self.owned, record.offset, record.size) is Tracked.NEW
             records.append(record)
         self.dispatcher.accept(records)
         return records

@@ -81,10 +81,10 @@ class BatcherMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.now += seconds
 
-    @rule(blocked=st.sets(st.sampled_from(MODELS), max_size=2), draining=st.booleans())
-    def take(self, blocked: set[str], draining: bool) -> None:
-        batch = self.batcher.take(self.now, draining=draining, blocked=blocked)
-        due = [g for g in self.groups.values() if g and g[0].model not in blocked and self._due(g, draining)]
+    @rule(blocked=st.sets(st.sampled_from(MODELS), max_size=2))
+    def take(self, blocked: set[str]) -> None:
+        batch = self.batcher.take(self.now, blocked=blocked)
+        due = [g for g in self.groups.values() if g and g[0].model not in blocked and self._due(g)]
         may_go_alone = [request for request in self.alone if request.model not in blocked]
         if batch is None:
             assert not due, "a batch was held back although it was due"
@@ -99,20 +99,20 @@ class BatcherMachine(RuleBasedStateMachine):
         if may_go_alone:
             assert batch.requests == may_go_alone[:1], "a last attempt goes alone, in order"
             self.alone.remove(batch.requests[0])
-            assert batch.closed_by is (ClosedBy.DRAIN if draining else ClosedBy.SIZE)
+            assert batch.closed_by is ClosedBy.SIZE
         else:
             group = min(due, key=lambda waiting: waiting[0].waiting_since)
             count = len(batch.requests)
             assert batch.requests == group[:count], "who waits longest leaves first"
             del group[:count]
-            self._check_why_it_closed(batch, group, draining)
+            self._check_why_it_closed(batch, group)
         self.in_flight.append(batch)
 
-    def _due(self, group: list[Pending], draining: bool) -> bool:
+    def _due(self, group: list[Pending]) -> bool:
         full = len(group) >= MAX_SIZE[group[0].model or ""] or sum(r.size for r in group) > MAX_BYTES
-        return full or draining or self.now >= group[0].waiting_since + self.linger_s
+        return full or self.now >= group[0].waiting_since + self.linger_s
 
-    def _check_why_it_closed(self, batch: Batch, rest: list[Pending], draining: bool) -> None:
+    def _check_why_it_closed(self, batch: Batch, rest: list[Pending]) -> None:
         match batch.closed_by:
             case ClosedBy.SIZE:
                 assert len(batch.requests) == MAX_SIZE[batch.model]
@@ -123,8 +123,7 @@ class BatcherMachine(RuleBasedStateMachine):
             case closed_by:
                 assert not rest, "more would have fitted"
                 assert len(batch.requests) < MAX_SIZE[batch.model]
-                lingering = ClosedBy.LINGER if self.linger_s else ClosedBy.SLOT
-                assert closed_by is (ClosedBy.DRAIN if draining else lingering)
+                assert closed_by is (ClosedBy.LINGER if self.linger_s else ClosedBy.SLOT)
 
     @precondition(lambda self: self.in_flight)
     @rule(data=st.data(), attempted=st.booleans())
@@ -260,14 +259,6 @@ def test_next_due_counts_down_to_the_first_lingering_batch() -> None:
     assert waiting.next_due(5.0, blocked=["small"]) == pytest.approx(10.0)
     assert waiting.next_due(20.0) is None, "it is due already"
     assert batcher().next_due(0.0) is None
-
-
-def test_draining_waits_for_nothing() -> None:
-    waiting = batcher(linger_s=10)
-    waiting.offer(pending(0), 0.0)
-    batch = waiting.take(0.0, draining=True)
-    assert batch is not None
-    assert batch.closed_by is ClosedBy.DRAIN
 
 
 def test_take_one_prefers_whoever_waits_longest_of_all_groups() -> None:

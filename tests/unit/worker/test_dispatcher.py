@@ -9,6 +9,7 @@ from functools import wraps
 
 import pytest
 
+from promptbus_worker.commit_metadata import decode
 from promptbus_worker.outcomes import CallFailure
 from tests.unit.worker.path import SPEC, Path, Refusal
 from tests.unit.worker.virtual_time import loop, run
@@ -422,7 +423,9 @@ async def test_revoke_gives_back_what_waits_and_finishes_what_was_dispatched() -
 
 
 @in_virtual_time
-async def test_revoke_finishes_what_lies_below_an_answered_offset_so_that_nothing_is_answered_twice() -> None:
+async def test_revoke_leaves_what_waits_below_an_answered_offset_and_the_commit_tells_of_the_answered_one() -> (
+    None
+):
     path = Path(concurrency=1)
     path.model.latency_s = 1
     path.ask(*ids(20))
@@ -430,9 +433,10 @@ async def test_revoke_finishes_what_lies_below_an_answered_offset_so_that_nothin
     path.ask(*ids(5, "tail"))
     await asyncio.sleep(0.5)
     path.dispatcher.release([path.owned])
-    assert sorted(path.released_offsets) == list(range(21, 26))
-    await path.settle(21)
-    assert path.commits() == 21
+    assert sorted(path.released_offsets) == [*range(8, 20), *range(21, 26)]
+    await path.settle(9)
+    (commit,) = path.ledger.take_commits()
+    assert (commit.offset, decode(8, commit.metadata)) == (8, [(20, 21)])
 
 
 @in_virtual_time

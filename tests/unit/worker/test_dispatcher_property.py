@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from promptbus.messages import decode_reply
 from promptbus_worker.breaker import FIRST_BACKOFF_S
-from promptbus_worker.ledger import Ownership
+from promptbus_worker.ledger import Ownership, Tracked
 from promptbus_worker.outcomes import CallFailure
 from promptbus_worker.record import Record
 from tests.unit.worker.path import Path
@@ -108,7 +108,7 @@ class Run:
             headers.append(("deadline", str(int((now + self.random.uniform(0, 6)) * 1000)).encode()))
         offset = len(self.kinds)
         record = Record(ownership, offset, int(now * 1000), None, body, headers, len(body), now)
-        assert self.path.ledger.track(ownership, offset, record.size)
+        assert self.path.ledger.track(ownership, offset, record.size) is Tracked.NEW
         self.records[name] = record
         self.path.dispatcher.accept([record])
 

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from promptbus_worker.commit_metadata import decode, encode
 from promptbus_worker.ledger import Ownership
 from promptbus_worker.record import Record
 from tests.unit.worker.fake_consumer import Group, Rig, kafka_error
@@ -38,9 +39,11 @@ class IntakeMachine(RuleBasedStateMachine):
         self.polls_wanted = 0
         self.rig.consumer.assign(*PARTITIONS)
 
-    def check_commit(self, partition: int, offset: int) -> None:
+    def check_commit(self, partition: int, offset: int, metadata: str) -> None:
         unanswered = set(self.group.log[partition]) - self.answered[partition]
         assert all(o >= offset for o in unanswered), "a commit passed an unsettled offset"
+        for first, end in decode(offset, metadata):
+            assert not [o for o in unanswered if first <= o < end], "an unsettled offset is called settled"
         assert offset >= self.group.committed.get(partition, 0), "a commit went backwards"
 
     @initialize(records=st.integers(0, 8))
@@ -111,9 +114,12 @@ class IntakeMachine(RuleBasedStateMachine):
         position = self.group.committed.get(partition, 0)
         following = [o for o in self.group.log[partition] if o >= position]
         if following:
+            runs = decode(position, self.group.metadata.get(partition))
             self.answered[partition].add(following[0])
-            self.check_commit(partition, following[0] + 1)
+            metadata = encode(following[0] + 1, [run for run in runs if run[0] > following[0]])
+            self.check_commit(partition, following[0] + 1, metadata)
             self.group.committed[partition] = following[0] + 1
+            self.group.metadata[partition] = metadata
 
     @rule(times=st.integers(1, 3))
     def committed_offsets_cannot_be_read(self, times: int) -> None:
@@ -208,7 +214,9 @@ class IntakeMachine(RuleBasedStateMachine):
             open_ones = [offset for offset in delivered if (epoch, offset) not in self.settled]
             committed, end = self.group.committed[epoch.partition], min(open_ones, default=delivered[-1] + 1)
             assert committed <= end
-            assert not [o for o in delivered if committed <= o < end], "settled, and not committed"
+            runs = decode(committed, self.group.metadata[epoch.partition])
+            known = {o for o in delivered if o < committed or any(first <= o < end for first, end in runs)}
+            assert known == set(delivered) - set(open_ones), "settled, and not committed"
         assert self.rig.loop.stopped == []
         self.new_process()
 

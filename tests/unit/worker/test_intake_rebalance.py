@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from promptbus_worker.commit_metadata import decode
 from promptbus_worker.intake import Intake
 from promptbus_worker.ledger import Ownership
 from tests.unit.worker.fake_consumer import METRICS, Group, Rig, kafka_error
@@ -151,11 +152,34 @@ def test_the_watermark_waits_for_the_slow_one() -> None:
     rig.settle(1, 2, 4)
     rig.clock.now += 1
     rig.step()
-    assert commits(rig) == []
+    assert rig.group.committed == {0: 0}
+    assert decode(0, rig.group.metadata[0]) == [(1, 3), (4, 5)]
     rig.settle(0)
     rig.clock.now += 1
     rig.step()
     assert rig.group.committed == {0: 3}
+
+
+def test_the_next_owner_skips_what_is_settled_above_the_watermark_and_counts_it() -> None:
+    skipped = METRICS.redeliveries_skipped_total._value
+    before = skipped.get()
+    rig = Rig(group_of(6)).assigned(0)
+    rig.settle(1, 2, 4)
+    rig.clock.now += 1
+    rig.step()
+    restarted = Rig(rig.group).assigned(0)
+    assert restarted.offsets() == [0, 3, 5]
+    assert skipped.get() - before == 3
+    restarted.settle(0, 3, 5)
+    restarted.clock.now += 1
+    restarted.step()
+    assert (rig.group.committed, rig.group.metadata) == ({0: 6}, {0: ""})
+
+
+def test_metadata_that_somebody_else_wrote_means_nothing() -> None:
+    group = group_of(6)
+    group.metadata[0] = "moved by hand, see ticket 7"
+    assert Rig(group).assigned(0).offsets() == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The ledger against a model that remembers everything: nothing unsettled is ever passed, nothing is forgotten."""
+"""The ledger against a model that remembers everything: nothing unsettled is passed, nothing forgotten or repeated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from promptbus_worker.ledger import Commit, Ledger, LedgerError, Ownership
+from promptbus_worker.commit_metadata import Runs, decode
+from promptbus_worker.ledger import Commit, Ledger, LedgerError, Ownership, Tracked
 
 TOPIC = "requests"
 PARTITIONS = [0, 1, 2]
@@ -24,15 +25,15 @@ PARTITIONS = [0, 1, 2]
 class LedgerMachine(RuleBasedStateMachine):
     """Any interleaving of assign, track, settle, release, revoke, lost, commit, failed commit and restart.
 
-    The model of a partition is its log: which offsets exist, which were ever settled, and what is committed. Kafka's
-    part is played here too: a new epoch reads from the committed offset on.
+    The model of a partition is its log: which offsets exist, which were ever settled, and what is committed, metadata
+    included. Kafka's part is played here too: a new epoch reads from the committed offset on.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.log: dict[int, list[int]] = {partition: [] for partition in PARTITIONS}
         self.answered: dict[int, set[int]] = {partition: set() for partition in PARTITIONS}
-        self.committed: dict[int, int] = {}
+        self.committed: dict[int, Commit] = {}
         self.new_process()
 
     def new_process(self) -> None:
@@ -40,7 +41,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.owned: dict[int, Ownership] = {}
         self.next_read: dict[int, int] = {}
         self.in_hand: dict[Ownership, set[int]] = {}
-        self.tracked: dict[Ownership, list[int]] = {}
+        self.settled_before: dict[Ownership, set[int]] = {}
         self.settled: dict[Ownership, set[int]] = {}
 
     records = Bundle("records")
@@ -58,14 +59,31 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.ledger.assign(TOPIC, partition)
             return
         ownership = self.ledger.assign(TOPIC, partition)
-        assert not self.ledger.track(ownership, 10**9, 1), "nothing is tracked before the position is known"
-        start = self.committed.get(partition, 0)
-        self.ledger.begin(ownership, start, committed=partition in self.committed)
+        assert self.ledger.track(ownership, 10**9, 1) is Tracked.STALE, "the position is not known yet"
+        start = self.committed_offset(partition)
+        self.ledger.begin(
+            ownership,
+            start,
+            committed=partition in self.committed,
+            settled_before=self.committed_runs(partition),
+        )
         self.owned[partition] = ownership
         self.next_read[partition] = start
         self.in_hand[ownership] = set()
-        self.tracked[ownership] = []
         self.settled[ownership] = set()
+        self.settled_before[ownership] = {o for o in self.log[partition] if self.is_committed(partition, o)}
+
+    def committed_offset(self, partition: int) -> int:
+        return self.committed[partition].offset if partition in self.committed else 0
+
+    def committed_runs(self, partition: int) -> Runs:
+        commit = self.committed.get(partition)
+        return decode(commit.offset, commit.metadata) if commit else []
+
+    def is_committed(self, partition: int, offset: int) -> bool:
+        """Whether the next owner knows that this one is settled."""
+        runs = self.committed_runs(partition)
+        return offset < self.committed_offset(partition) or any(first <= offset < end for first, end in runs)
 
     @rule(target=records, partition=st.sampled_from(PARTITIONS), count=st.integers(1, 4))
     def poll(self, partition: int, count: int) -> object:
@@ -73,13 +91,18 @@ class LedgerMachine(RuleBasedStateMachine):
         if ownership is None:
             return multiple()
         polled = [o for o in self.log[partition] if o >= self.next_read[partition]][:count]
+        new = []
         for offset in polled:
-            assert self.ledger.track(ownership, offset, 10)
-            assert not self.ledger.track(ownership, offset, 10), "a record delivered twice is taken once"
-            self.in_hand[ownership].add(offset)
-            self.tracked[ownership].append(offset)
+            tracked = self.ledger.track(ownership, offset, 10)
+            assert self.ledger.track(ownership, offset, 10) is Tracked.STALE, "delivered twice, taken once"
             self.next_read[partition] = offset + 1
-        return multiple(*[(ownership, offset) for offset in polled])
+            if offset in self.settled_before[ownership]:
+                assert tracked is Tracked.SETTLED_BEFORE, "it will be answered a second time"
+            else:
+                assert tracked is Tracked.NEW
+                self.in_hand[ownership].add(offset)
+                new.append((ownership, offset))
+        return multiple(*new)
 
     @rule(record=consumes(records))
     def settle(self, record: tuple[Ownership, int]) -> None:
@@ -112,7 +135,13 @@ class LedgerMachine(RuleBasedStateMachine):
             assert all(offset >= commit.offset for offset in unanswered), (
                 "a commit passed an unsettled offset"
             )
-            assert commit.offset >= self.committed.get(commit.partition, 0), "a commit went backwards"
+            assert commit.offset >= self.committed_offset(commit.partition), "a commit went backwards"
+            runs = decode(commit.offset, commit.metadata)
+            assert bool(runs) == bool(commit.metadata)
+            for first, end in runs:
+                assert not [o for o in unanswered if first <= o < end], (
+                    "an unsettled offset is called settled"
+                )
         return commits
 
     @rule(fails=st.booleans())
@@ -121,21 +150,16 @@ class LedgerMachine(RuleBasedStateMachine):
             if fails:
                 self.ledger.commit_failed(commit.topic, commit.partition)
             else:
-                self.committed[commit.partition] = commit.offset
+                self.committed[commit.partition] = commit
 
     @rule(partition=st.sampled_from(PARTITIONS))
     def revoke(self, partition: int) -> None:
         ownership = self.owned.get(partition)
         if ownership is not None:
             for commit in self._take([ownership]):
-                self.committed[partition] = commit.offset
-            # Everything settled in order was committed: the next owner repeats only what lies above a gap.
-            below = [o for o in self.tracked[ownership] if o < self.committed.get(partition, 0)]
-            expected = self.tracked[ownership]
-            settled_prefix = 0
-            while settled_prefix < len(expected) and expected[settled_prefix] in self.settled[ownership]:
-                settled_prefix += 1
-            assert len(below) == settled_prefix, "a settled prefix was not committed"
+                self.committed[partition] = commit
+            for offset in self.settled[ownership] | self.settled_before[ownership]:
+                assert self.is_committed(partition, offset), "the next owner will answer it a second time"
             self._end(partition)
 
     @rule(partition=st.sampled_from(PARTITIONS))
@@ -167,19 +191,16 @@ class LedgerMachine(RuleBasedStateMachine):
         for partition in PARTITIONS:
             self.assign(partition)
             ownership = self.owned[partition]
-            rest = [o for o in self.log[partition] if o >= self.committed.get(partition, 0)]
+            self.poll(partition, len(self.log[partition]))
+            rest = sorted(self.in_hand[ownership])
             assert set(self.log[partition]) - self.answered[partition] <= set(rest), "an offset was forgotten"
-            for offset in rest:
-                assert self.ledger.track(ownership, offset, 10)
-                self.in_hand[ownership].add(offset)
-                self.tracked[ownership].append(offset)
             for offset in reversed(rest):
                 self.settle((ownership, offset))
         for commit in self._take():
-            self.committed[commit.partition] = commit.offset
+            self.committed[commit.partition] = commit
         for partition, log in self.log.items():
             if log:
-                assert self.committed[partition] == log[-1] + 1
+                assert self.committed[partition] == Commit(TOPIC, partition, log[-1] + 1)
 
 
 LedgerMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
@@ -198,7 +219,9 @@ def test_commits_the_next_unsettled_offset_across_gaps() -> None:
     for offset in (7, 10, 15):
         ledger.track(ownership, offset, 1)
     ledger.settle(ownership, 10)
-    assert ledger.take_commits() == []
+    (commit,) = ledger.take_commits()
+    assert commit.offset == 7
+    assert decode(commit.offset, commit.metadata) == [(8, 15)]
     ledger.settle(ownership, 7)
     assert ledger.take_commits() == [Commit(TOPIC, 0, 15)]
     ledger.settle(ownership, 15)
@@ -241,7 +264,47 @@ def test_one_slow_record_under_100_000_settled_ones_costs_each_of_them_the_same(
         ledger.track(ownership, offset, 1)
     for offset in range(1, 100_001):
         ledger.settle(ownership, offset)
-    assert ledger.take_commits() == []
+    (commit,) = ledger.take_commits()
+    assert commit.offset == 0
+    assert decode(0, commit.metadata) == [(1, 100_001)]
     ledger.settle(ownership, 0)
     assert ledger.take_commits() == [Commit(TOPIC, 0, 100_001)]
     assert ledger.records_in_hand == 0
+
+
+def test_what_an_earlier_owner_has_settled_stays_settled_until_it_lies_below_the_watermark() -> None:
+    ledger = Ledger()
+    ownership = ledger.assign(TOPIC, 0)
+    ledger.begin(ownership, 5, committed=True, settled_before=[(7, 9), (11, 20)])
+    tracked = [ledger.track(ownership, offset, 1) for offset in range(5, 13)]
+    new, skipped = Tracked.NEW, Tracked.SETTLED_BEFORE
+    assert tracked == [new, new, skipped, skipped, new, new, skipped, skipped]
+    assert ledger.take_commits() == [], "nothing that the broker does not know"
+    ledger.settle(ownership, 9)
+    (commit,) = ledger.take_commits()
+    assert (commit.offset, decode(5, commit.metadata)) == (5, [(7, 10), (11, 20)])
+    for offset in (5, 6, 10):
+        ledger.settle(ownership, offset)
+    (commit,) = ledger.take_commits()
+    assert (commit.offset, decode(13, commit.metadata)) == (13, [(13, 20)])
+    for offset in range(13, 20):
+        assert ledger.track(ownership, offset, 1) is Tracked.SETTLED_BEFORE
+    assert ledger.take_commits() == [Commit(TOPIC, 0, 20)]
+
+
+def test_what_does_not_fit_into_the_metadata_never_holds_the_commit_back() -> None:
+    ledger = Ledger()
+    ownership = begun(ledger)
+    for offset in range(20_000):
+        ledger.track(ownership, offset, 1)
+    for offset in range(1, 20_000, 2):
+        ledger.settle(ownership, offset)
+    (commit,) = ledger.take_commits()
+    assert len(commit.metadata) <= 4_000
+    kept = decode(0, commit.metadata)
+    assert kept == [(offset, offset + 1) for offset in range(1, 2 * len(kept), 2)], (
+        "the nearest runs are kept"
+    )
+    assert len(kept) > 1_000
+    ledger.settle(ownership, 0)
+    assert ledger.take_commits()[0].offset == 2
