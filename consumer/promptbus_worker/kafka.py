@@ -14,6 +14,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # documented 
 )
 
 from promptbus_worker import logs
+from promptbus_worker.preflight import new_topic_config
 from promptbus_worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,8 @@ def ensure_topics(admin: AdminClient, settings: Settings) -> None:
             "or let the worker do it with KAFKA_CREATE_TOPICS=true."
         )
     log.info("creating topics", extra={"topics": names})
-    for topic, future in admin.create_topics([NewTopic(topic) for topic in missing]).items():
+    new = [NewTopic(topic, config=new_topic_config(topic, settings)) for topic in missing]
+    for topic, future in admin.create_topics(new).items():
         try:
             future.result(_ADMIN_TIMEOUT_S * 2)
         except KafkaException as error:

@@ -85,15 +85,24 @@ class Position:
     committed: int | None
 
 
+def new_topic_config(name: str, settings: Settings) -> dict[str, str]:
+    """What a topic that is created needs beyond the cluster's defaults."""
+    if name != settings.kafka_dead_letter_topic:
+        return {}
+    return {"max.message.bytes": str(settings.request_max_bytes + DEAD_LETTER_EXTRA_BYTES)}
+
+
 def judge_missing_topic(name: str, replicas: int, settings: Settings) -> Finding:
     """A topic that does not exist; `replicas`: as many as its brokers can keep."""
     if settings.kafka_create_topics:
         return ok(f"topic {name} does not exist yet; the worker creates it (KAFKA_CREATE_TOPICS)")
     partitions = max(3, settings.worker_processes)
+    options = "".join(f" --config {key}={value}" for key, value in new_topic_config(name, settings).items())
     return fail(
         f"topic {name} does not exist",
         f"create it: kafka-topics --bootstrap-server {settings.kafka_bootstrap} --create --topic {name} "
-        f"--partitions {partitions} --replication-factor {replicas}; or start with KAFKA_CREATE_TOPICS=true",
+        f"--partitions {partitions} --replication-factor {replicas}{options}; "
+        "or start with KAFKA_CREATE_TOPICS=true",
     )
 
 

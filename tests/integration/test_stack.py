@@ -15,7 +15,7 @@ from stack.errors import PortTaken, StartFailed
 from stack.kafka import Kafka
 from stack.loopback import http_get, kafka_brokers
 from stack.ports import HOST, free_ports
-from stack.topics import create_topics
+from stack.topics import NewTopicSettings, create_topics
 from stack.triton import Triton
 
 CONFIGURATION = """\
@@ -87,7 +87,7 @@ class TestKafka:
     def test_two_live_side_by_side_and_come_back_with_their_data(self) -> None:
         with Kafka() as one, Kafka() as other:
             assert one.bootstrap != other.bootstrap
-            create_topics({"bootstrap.servers": one.bootstrap}, {"kept": 2})
+            create_topics({"bootstrap.servers": one.bootstrap}, {"kept": NewTopicSettings(2)})
             assert "kept" in topics(one)
             assert "kept" not in topics(other)
             address = one.bootstrap
@@ -108,13 +108,13 @@ class TestKafka:
 
     def test_a_named_folder_keeps_its_data(self, tmp_path: Path) -> None:
         with Kafka(tmp_path / "data") as kafka:
-            create_topics({"bootstrap.servers": kafka.bootstrap}, {"kept": 1})
+            create_topics({"bootstrap.servers": kafka.bootstrap}, {"kept": NewTopicSettings(1)})
         with Kafka(tmp_path / "data") as kafka:
             assert "kept" in topics(kafka)
 
     def test_one_of_three_may_die(self) -> None:
         with Kafka(brokers=3, heap_mb=384) as kafka:
-            create_topics({"bootstrap.servers": kafka.bootstrap}, {"copied": 1})
+            create_topics({"bootstrap.servers": kafka.bootstrap}, {"copied": NewTopicSettings(1)})
             kafka.brokers[0].kill()
             wait_for(lambda: kafka_brokers(kafka.brokers[1].port) == {2, 3})
             assert "copied" in topics(kafka)

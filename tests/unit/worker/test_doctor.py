@@ -30,6 +30,7 @@ from promptbus_worker.preflight import (
     judge_replication,
     judge_rights,
     judge_sizes,
+    new_topic_config,
 )
 from promptbus_worker.settings import Settings
 from tests.unit.worker.scripted import until
@@ -73,6 +74,16 @@ def test_a_missing_topic_comes_with_the_command_that_makes_it() -> None:
     assert command in finding.mend
     assert "KAFKA_CREATE_TOPICS=true" in finding.mend
     assert judge_missing_topic("t", 3, settings(kafka_create_topics=True)).level is Level.OK
+
+
+def test_a_new_dead_letter_topic_takes_the_largest_request_and_its_headers() -> None:
+    config = new_topic_config("inference-requests.dlq", settings())
+    limit = int(config["max.message.bytes"])
+    made = {"inference-requests.dlq": topic("inference-requests.dlq", max_message_bytes=limit)}
+    assert judge_sizes(made, settings()) == []
+    assert new_topic_config("inference-requests", settings()) == {}
+    finding = judge_missing_topic("inference-requests.dlq", 3, settings())
+    assert f"--config max.message.bytes={config['max.message.bytes']};" in finding.mend
 
 
 def test_partitions_without_leader_or_quorum_cannot_be_used() -> None:
