@@ -47,6 +47,7 @@ lint: ready ## format, lint, types, import rules
 	@$(BIN)/mypy producer consumer models/gpt4_nano/1 config stack tests $(if $(wildcard bench/*.py),bench)
 	@$(BIN)/lint-imports
 	@$(BIN)/hadolint consumer/Dockerfile models/Dockerfile
+	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
 check: lint test-unit ## what to run before a commit
 

@@ -1,0 +1,171 @@
+"""What Prometheus and Grafana are given: targets that exist, rules on metrics that exist, one data source."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from promptbus_worker.vocabulary import EVERY_SERIES, Series
+from tests.unit.project.compose import PROJECT, compose
+
+SERVICES = compose().services
+PROMETHEUS, GRAFANA = SERVICES["prometheus"], SERVICES["grafana"]
+DATA_SOURCE = "prometheus"
+
+
+class Global(BaseModel):
+    scrape_interval: str
+
+
+class Targets(BaseModel):
+    targets: list[str]
+
+
+class Job(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    job_name: str
+    static_configs: list[Targets]
+
+
+class ScrapeConfiguration(BaseModel):
+    settings: Global
+    rule_files: list[str]
+    scrape_configs: list[Job]
+
+
+class Rule(BaseModel):
+    alert: str
+    expr: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
+
+
+class Group(BaseModel):
+    rules: list[Rule]
+
+
+class RuleFile(BaseModel):
+    groups: list[Group]
+
+
+class DataSource(BaseModel):
+    uid: str
+    type: str
+    url: str
+    jsonData: dict[str, str]  # Grafana's own name
+
+
+class Provisioning(BaseModel):
+    datasources: list[DataSource]
+
+
+class Provider(BaseModel):
+    options: dict[str, str]
+
+
+class Providers(BaseModel):
+    providers: list[Provider]
+
+
+def load(path: str) -> object:
+    return yaml.safe_load((PROJECT / path).read_text())
+
+
+def scraping() -> ScrapeConfiguration:
+    tree = load("config/prometheus/prometheus.yml")
+    assert isinstance(tree, dict)
+    return ScrapeConfiguration.model_validate({**tree, "settings": tree["global"]})
+
+
+def rules() -> list[Rule]:
+    groups = RuleFile.model_validate(load("config/prometheus/alerts.yml")).groups
+    return [rule for group in groups for rule in group.rules]
+
+
+def test_prometheus_reads_the_files_that_are_mounted() -> None:
+    (file,) = [word.partition("=")[2] for word in PROMETHEUS.command if word.startswith("--config.file=")]
+    folder, _, name = file.rpartition("/")
+    source = PROJECT / PROMETHEUS.mounts[folder]
+    assert source == PROJECT / "config" / "prometheus"
+    assert (source / name).is_file()
+    rule_files = scraping().rule_files
+    assert rule_files, "relative to that file, as Prometheus reads them"
+    assert all((source / rule_file).is_file() for rule_file in rule_files)
+
+
+def test_targets_are_services_with_these_ports() -> None:
+    targets = {
+        job.job_name: target
+        for job in scraping().scrape_configs
+        for static in job.static_configs
+        for target in static.targets
+    }
+    worker_port = SERVICES["worker"].environment["METRICS_PORT"]
+    assert targets == {"worker": f"worker:{worker_port}", "triton": "triton:8002"}
+    assert 8002 in SERVICES["triton"].inner_ports
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.alert)
+def test_a_rule_is_about_metrics_and_labels_that_exist_and_says_what_to_do(rule: Rule) -> None:
+    known = {series.full_name: series for series in EVERY_SERIES}
+    named = re.findall(r"\bpromptbus_\w+", rule.expr)
+    assert [name for name in named if base(name, known) is None] == []
+    jobs = {job.job_name for job in scraping().scrape_configs}
+    assert set(re.findall(r'job="([^"]*)"', rule.expr)) <= jobs
+    assert set(rule.annotations) == {"summary", "action"}
+    assert all(re.match(r"(?s)[A-Z{].*\.$", text) for text in rule.annotations.values())
+    assert rule.labels["severity"] in {"critical", "warning"}
+    grouped = re.search(r"\bby \(([^)]*)\)", rule.expr)
+    of_series = {label.name for name in named if (found := base(name, known)) for label in found.labels}
+    there = {label.strip() for label in grouped[1].split(",")} if grouped else {"instance", "job"} | of_series
+    assert there <= {"instance", "job"} | of_series
+    assert set(re.findall(r"\$labels\.(\w+)", " ".join(rule.annotations.values()))) <= there
+
+
+def base(name: str, known: dict[str, Series]) -> Series | None:
+    """The declared metric behind a scraped name."""
+    return known.get(name) or known.get(re.sub(r"_(bucket|sum|count)$", "", name))
+
+
+def test_grafana_asks_the_prometheus_beside_it() -> None:
+    (source,) = Provisioning.model_validate(
+        load("grafana/provisioning/datasources/prometheus.yml")
+    ).datasources
+    assert (source.uid, source.type) == (DATA_SOURCE, "prometheus")
+    host, _, port = source.url.removeprefix("http://").partition(":")
+    assert int(port) in SERVICES[host].inner_ports
+    assert source.jsonData["timeInterval"] == scraping().settings.scrape_interval
+
+
+def test_grafana_finds_what_is_provisioned() -> None:
+    assert PROJECT / GRAFANA.mounts["/etc/grafana/provisioning"] == PROJECT / "grafana" / "provisioning"
+    (provider,) = Providers.model_validate(load("grafana/provisioning/dashboards/promptbus.yml")).providers
+    assert PROJECT / GRAFANA.mounts[provider.options["path"]] == PROJECT / "grafana" / "dashboards"
+    assert GRAFANA.environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+
+
+def test_dashboards_name_the_provisioned_data_source() -> None:
+    for file in (PROJECT / "grafana" / "dashboards").glob("*.json"):
+        for source in data_sources(json.loads(file.read_text())):
+            # Grafana's own source of annotations has a name instead of an id.
+            assert source["uid"] in {DATA_SOURCE, "-- Grafana --"}, file.name
+
+
+def data_sources(tree: object) -> Iterator[dict[str, str]]:
+    """Every `datasource` of a dashboard, wherever it stands."""
+    if isinstance(tree, dict):
+        found = tree.get("datasource")
+        if found is not None:
+            assert isinstance(found, dict), f"by its uid, not as {found}"
+            yield found
+        for value in tree.values():
+            yield from data_sources(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from data_sources(value)
