@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Protocol
 
 from promptbus.messages import ErrorCode
@@ -186,10 +186,16 @@ class Dispatcher:
         metrics = self._metrics
         batches = [batch for batch in self._in_flight.values() if batch.requests]
         metrics.in_flight_batches.set(len(batches))
-        metrics.in_flight_requests.set(sum(len(batch.requests) for batch in batches))
+        called = [request for batch in batches for request in unanswered(batch.requests)]
+        unacknowledged = self._replies.unacknowledged
+        metrics.in_flight_requests.set(len(called) + len(unacknowledged))
+        # Replies are acknowledged about in their order, so the first one is as good as the oldest.
+        dispatched = [r.dispatched_at for r in chain(called, islice(unacknowledged, 1))]
+        began = min((at for at in dispatched if at is not None), default=None)
+        metrics.oldest_in_flight_seconds.set(0.0 if began is None else max(0.0, self._clock() - began))
         metrics.waiting_requests.set(len(self._batcher))
         metrics.concurrency_limit.set(self._concurrency)
-        metrics.breaker_open.set(sum(breaker.is_open for breaker in self._breakers.values()))
+        metrics.breaker_open.set(any(breaker.is_open for breaker in self._breakers.values()))
 
     # -- starting batches
 

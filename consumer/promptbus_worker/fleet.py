@@ -19,6 +19,7 @@ from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from promptbus_worker import lag_files
 from promptbus_worker.freeze import FreezeGuard
 from promptbus_worker.health import SlotView, View
 from promptbus_worker.heartbeat import DRAINING
@@ -257,6 +258,7 @@ class Fleet:
         process.release()
         slot.process = None
         # Before the next process of this slot opens its files: only then are the gauges of the dead one gone.
+        lag_files.remove(self._metrics_dir, slot.number)
         mark_process_dead(slot.number, path=str(self._metrics_dir))  # type: ignore[no-untyped-call] # untyped there
 
     def _kill_all(self) -> None:
@@ -287,6 +289,7 @@ class Fleet:
                     heartbeat=slot.process.heartbeat if slot.process else None,
                     starts_at=slot.start_at,
                     last_end=slot.last_end,
+                    pid=slot.process.pid if slot.process else None,
                 )
                 for slot in self._slots
             ),

@@ -26,6 +26,7 @@ class SlotView:
     heartbeat: Heartbeat | None
     starts_at: float | None
     last_end: str
+    pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from promptbus.messages import Headers
 from promptbus_worker.commits import Commits
 from promptbus_worker.deadline import Clock, Deadline
 from promptbus_worker.kafka_outcomes import ConsumerAction, consumer_verdict, needs_operator, stop_sentence
+from promptbus_worker.lag_report import LagReport
 from promptbus_worker.ledger import Ledger, Ownership, Tracked
 from promptbus_worker.positions import READ_TIMEOUT_S, Position, Positions
 from promptbus_worker.record import Record
@@ -79,6 +80,7 @@ class Intake:
         max_records: int,
         max_bytes: int,
         revoke_s: float,
+        lag_report: LagReport | None = None,
         clock: Clock = time.monotonic,
         make_consumer: Callable[[dict[str, object]], Consumer] = Consumer,
     ) -> None:
@@ -91,6 +93,7 @@ class Intake:
         self._max_records = max_records
         self._max_bytes = max_bytes
         self._revoke_s = revoke_s
+        self._lag_report = lag_report
         self._clock = clock
         self._make_consumer = make_consumer
         self._ledger = Ledger()
@@ -176,6 +179,8 @@ class Intake:
             self._no_room_since = now
         starved = self._no_room_since is not None and now - self._no_room_since >= PAUSE_AFTER_S
         self._pause(consumer, self._held or self._draining or self._stopped or starved)
+        if self._lag_report is not None:
+            self._lag_report.send_if_due(consumer, self._ledger, fetching=not self._paused)
         if room <= 0 and not self._paused and not self._poll_wanted:
             self._take_done(WAIT_FOR_ROOM_S)
             return
@@ -253,12 +258,12 @@ class Intake:
         headers, problem = _headers(message)
         # Python's objects around a record take about as much as a short prompt.
         size = (len(value) if value else 0) + (len(key) if key else 0) + 500
-        tracked = self._ledger.track(ownership, offset, size)
+        _, timestamp_ms = message.timestamp()
+        tracked = self._ledger.track(ownership, offset, size, timestamp_ms)
         if tracked is not Tracked.NEW:
             if tracked is Tracked.SETTLED_BEFORE:
                 self._metrics.redeliveries_skipped_total.inc()
             return None
-        _, timestamp_ms = message.timestamp()
         return Record(ownership, offset, timestamp_ms, key, value, headers, size, now, problem)
 
     def _client_error(self, error: KafkaError) -> None:
@@ -384,6 +389,8 @@ class Intake:
             self._ledger.end(ownership)
         self._unpositioned = [ownership for ownership in self._unpositioned if ownership.live]
         self._loop.forget(ownerships)
+        if self._lag_report is not None:
+            self._lag_report.keep_only(self._ledger)
         self._update_gauges()
 
     # -- pausing

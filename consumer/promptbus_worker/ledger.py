@@ -62,15 +62,29 @@ class Ownership:
     live: bool = True
 
 
+class Progress(NamedTuple):
+    """How far one epoch has come. `next_offset` is the next one to commit.
+
+    `oldest_ms`: the timestamp of the first record that was polled and is not settled; `last_ms`: of the last one that
+    was polled. Unix milliseconds, None without one.
+    """
+
+    ownership: Ownership
+    next_offset: int
+    oldest_ms: int | None
+    last_ms: int | None
+
+
 @dataclass(slots=True)
 class _Partition:
     ownership: Ownership
     begins_at: int | None = None  # None until the position is known
     sent: tuple[int, str] | None = None  # offset and metadata last taken to be committed
     last_tracked: int = -1
-    unsettled: dict[int, int | None] = field(
+    last_ms: int = -1
+    unsettled: dict[int, tuple[int | None, int]] = field(
         default_factory=dict
-    )  # offset → bytes, None once released; in order
+    )  # offset → bytes (None once released) and timestamp; in order
     settled_before: Runs = field(default_factory=list)  # by an earlier owner, from `last_tracked` on
     records: int = 0  # in hand
     bytes: int = 0
@@ -192,16 +206,17 @@ class Ledger:
         """Every current epoch."""
         return [part.ownership for part in self._partitions.values()]
 
-    def track(self, ownership: Ownership, offset: int, size: int) -> Tracked:
+    def track(self, ownership: Ownership, offset: int, size: int, timestamp_ms: int = -1) -> Tracked:
         """Take a polled record of `size` bytes in hand, if it is new."""
         part = self._find(ownership)
         if part is None or part.begins_at is None or offset <= part.last_tracked or offset < part.begins_at:
             return Tracked.STALE
         part.last_tracked = offset
+        part.last_ms = timestamp_ms
         if part.settled_before and part.is_settled_before(offset):
             self._moved.add((ownership.topic, ownership.partition))
             return Tracked.SETTLED_BEFORE
-        part.unsettled[offset] = size
+        part.unsettled[offset] = size, timestamp_ms
         part.records += 1
         part.bytes += size
         self._records += 1
@@ -232,6 +247,19 @@ class Ledger:
         parts = (self._find(ownership) for ownership in ownerships)
         return sum(part.records for part in parts if part is not None)
 
+    def progress(self) -> list[Progress]:
+        """How far every epoch that has begun has come."""
+        return [
+            Progress(
+                part.ownership,
+                part.watermark,
+                _known(next((at for _, at in part.unsettled.values()), -1)),
+                _known(part.last_ms),
+            )
+            for part in self._partitions.values()
+            if part.begins_at is not None
+        ]
+
     def take_commits(self, ownerships: Iterable[Ownership] | None = None) -> list[Commit]:
         """What has changed since it was last taken, for all partitions or only these epochs."""
         if ownerships is None:
@@ -257,10 +285,10 @@ class Ledger:
             self._moved.add((topic, partition))
 
     def _let_go(self, part: _Partition, offset: int) -> bool:
-        size = part.unsettled.get(offset)
+        size, timestamp_ms = part.unsettled.get(offset, (None, -1))
         if size is None:
             return False
-        part.unsettled[offset] = None
+        part.unsettled[offset] = None, timestamp_ms
         part.records -= 1
         part.bytes -= size
         self._records -= 1
@@ -270,3 +298,7 @@ class Ledger:
     def _find(self, ownership: Ownership) -> _Partition | None:
         part = self._partitions.get((ownership.topic, ownership.partition))
         return part if part is not None and part.ownership is ownership else None
+
+
+def _known(timestamp_ms: int) -> int | None:
+    return timestamp_ms if timestamp_ms >= 0 else None

@@ -22,6 +22,7 @@ import confluent_kafka
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, values
 
+from promptbus_worker import metric_files
 from promptbus_worker.heartbeat import SLOT_VARIABLE
 from promptbus_worker.vocabulary import BUILD_INFO, WORKER_SERIES, Series
 
@@ -37,6 +38,7 @@ def _use_slot_files() -> None:
         raise RuntimeError(
             f"{DIR_VARIABLE}={directory!r} is no directory: the supervisor has to make it first"
         )
+    metric_files.set_damaged_aside(Path(directory), int(slot))
     # prometheus_client leaves this signature untyped
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: slot)  # type: ignore[no-untyped-call]
 

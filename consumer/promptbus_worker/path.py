@@ -21,6 +21,7 @@ from promptbus_worker.batcher import Batcher
 from promptbus_worker.deadline import Deadline
 from promptbus_worker.dispatcher import Dispatcher
 from promptbus_worker.intake import Intake
+from promptbus_worker.lag_report import LagReport
 from promptbus_worker.ledger import Ownership
 from promptbus_worker.model import InferenceClient, ModelSpec
 from promptbus_worker.positions import Positions
@@ -75,6 +76,7 @@ class Path:
             max_records=BATCHES_IN_HAND_PER_SLOT * slots * max(map(batch_size, specs)),
             max_bytes=MAX_BYTES_IN_HAND,
             revoke_s=settings.worker_revoke_s,
+            lag_report=LagReport.from_environment(),
         )
         self._kafka_producer = self._producer(settings, name, surroundings.limits)
         self.replies = Replies(

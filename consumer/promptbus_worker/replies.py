@@ -98,6 +98,8 @@ class Replies:
         self._collected: list[Outgoing] = []
         self._unsent: deque[Outgoing] = deque()
         self._due = 0  # records of ours that the broker has not acknowledged
+        self.unacknowledged: dict[Pending, None] = {}
+        """Requests that are answered and not settled, in that order (a dict, for it is ordered and forgets fast)."""
         self._settled: list[Pending] = []
         self._tick: asyncio.TimerHandle | None = None
         self._tick_s = _SHORTEST_TICK_S
@@ -157,6 +159,7 @@ class Replies:
 
     def _answered(self, request: Pending, code: ErrorCode | None) -> None:
         request.phase = Phase.ANSWERED
+        self.unacknowledged[request] = None
         request.code = code
         request.answered_at = self._clock()
 
@@ -245,6 +248,7 @@ class Replies:
         request = outgoing.pending
         request.unacknowledged -= 1
         if request.unacknowledged == 0:
+            self.unacknowledged.pop(request, None)
             self._settled.append(request)
 
     def _failed(self, outgoing: Outgoing, error: DeliveryError) -> None:
@@ -264,6 +268,7 @@ class Replies:
                 self._stop(f"Writing to {outgoing.topic} failed for good. {stop_sentence(name, error.str())}")
             case DeliveryAction.DROPPED:
                 self._due -= 1
+                self.unacknowledged.pop(outgoing.pending, None)
 
     def _resend(self, outgoing: Outgoing) -> None:
         asyncio.get_running_loop().call_later(RESEND_AFTER_S, self._produce, outgoing)

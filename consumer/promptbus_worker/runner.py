@@ -286,6 +286,7 @@ class Runner:
     ) -> None:
         """Back to waiting; for good only after the last attempt, and if the model worked for somebody meanwhile."""
         if self._freeze.since(call.began):
+            self._count_retries(verdict, len(part))
             self._traffic.put_back(part)  # we stood still, not Triton
             return
         now, breaker = self._clock(), self._breakers[model]
@@ -309,9 +310,12 @@ class Runner:
                 self._replies.error(request, verdict.final_code)
             else:
                 again.append(request)
-        if verdict.retry_reason is not None and again:
-            self._metrics.retries_total[verdict.retry_reason].inc(len(again))
+        self._count_retries(verdict, len(again))
         self._traffic.put_back(again)
+
+    def _count_retries(self, verdict: Verdict, requests: int) -> None:
+        if verdict.retry_reason is not None and requests:
+            self._metrics.retries_total[verdict.retry_reason].inc(requests)
 
     def _judge(self, model: str, suspects: list[_Suspect]) -> None:
         """Charge requests that failed alone, if the model answered others since; if that is unclear, try again."""

@@ -91,6 +91,8 @@ class FakeConsumer:
     closed: bool = False
     events: deque[Callable[[], None]] = field(default_factory=deque)
     """Served, oldest first, by the next poll or consume."""
+    fetched_end: dict[int, int] = field(default_factory=dict)
+    """What the client knows of a log's end without asking: as of the last poll while it was not paused."""
     errors: deque[KafkaError] = field(default_factory=deque)
     """Delivered as messages before any record."""
     failures: dict[str, list[KafkaError]] = field(default_factory=dict)
@@ -163,9 +165,18 @@ class FakeConsumer:
             for p in partitions
         ]
 
-    def get_watermark_offsets(self, partition: TopicPartition, timeout: float) -> tuple[int, int]:
+    def get_watermark_offsets(
+        self, partition: TopicPartition, timeout: float = 0.0, *, cached: bool = False
+    ) -> tuple[int, int]:
+        if cached:
+            return -1001, self.fetched_end.get(partition.partition, -1001)
         self._called("watermarks", partition.partition)
         return self.group.low[partition.partition], self.group.end(partition.partition)
+
+    def offsets_for_times(self, partitions: list[TopicPartition], timeout: float) -> list[Answer]:
+        assert all(partition.offset == OFFSET_END for partition in partitions)
+        self._called("ends", sorted(p.partition for p in partitions))
+        return [Answer(p.topic, p.partition, self.group.end(p.partition)) for p in partitions]
 
     def incremental_assign(self, partitions: list[TopicPartition]) -> None:
         self._called("assign", {p.partition: p.offset for p in partitions})
@@ -236,6 +247,7 @@ class FakeConsumer:
         if self.errors:
             return Message(error=self.errors.popleft())
         for partition in sorted(set(self.position) - self.paused):
+            self.fetched_end[partition] = self.group.end(partition)
             position = self.position[partition]
             if position < self.group.low[partition] or position > self.group.end(partition):
                 return Message(error=kafka_error("_AUTO_OFFSET_RESET"))
