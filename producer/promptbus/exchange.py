@@ -23,9 +23,10 @@ from promptbus.kafka_errors import LOG, NOT_ALLOWED, ConnectionNotes, describe
 from promptbus.messages import InvalidReply, Reply, decode_reply
 from promptbus.messages.headers import REQUEST_ID
 from promptbus.pending import PendingReplies, ReplyFuture
-from promptbus.reply_reader import ReplyReader, record_headers
+from promptbus.reply_reader import ReplyReader
 from promptbus.request_writer import Header, RequestWriter
 from promptbus.settings import KafkaSettings
+from promptbus.topic_reader import record_headers
 
 TURN_S = 0.02  # longest wait for records: a poll cannot be woken, so this bounds how late a close is seen
 FROZEN_S = 1.0  # a turn that took this long was not running: replies may lie in the socket

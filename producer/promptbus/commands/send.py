@@ -98,13 +98,13 @@ class Skipped:
 
 def send(lines: Iterator[RequestLine], name: str, skipped: Skipped) -> int:
     """Publish without waiting for replies."""
-    from promptbus.reply_reader import ReplyReader
     from promptbus.request_writer import RequestWriter
     from promptbus.settings import KafkaSettings, load
+    from promptbus.topic_reader import TopicReader
 
     settings = load(KafkaSettings)
     topic = settings.kafka_request_topic
-    check = ReplyReader(settings, topic)
+    check = TopicReader(settings, topic)
     try:
         check.partitions(topic, "KAFKA_REQUEST_TOPIC", 5.0)
     finally:

@@ -27,8 +27,8 @@ from promptbus import (
 from promptbus.messages import reply_headers
 from promptbus.messages.headers import DEADLINE, REPLY_TOPIC, REQUEST_ID
 from promptbus.prompts import Prompt
-from promptbus.reply_reader import record_headers
 from promptbus.settings import KafkaSettings
+from promptbus.topic_reader import record_headers
 from tests.unit.client.place import QUIET
 from tests.unit.client.responder import Responder
 

@@ -24,8 +24,9 @@ from promptbus.messages import (
     reply_headers,
     reply_id,
 )
-from promptbus.reply_reader import ReplyReader, record_headers
+from promptbus.reply_reader import ReplyReader
 from promptbus.settings import KafkaSettings
+from promptbus.topic_reader import record_headers
 from tests.unit.client.place import QUIET
 
 TIMINGS = Timings(1.0, 2.0, 3.0)
