@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Protocol
 
-COMMANDS = ("ask", "send", "tail", "worker", "doctor")
+COMMANDS = ("ask", "send", "tail", "dead-letters", "worker", "doctor")
 
 EXAMPLES = """\
 examples:
   promptbus ask "What is Kafka?"                  one prompt, its answer on stdout
   promptbus send prompts.jsonl --wait             many prompts, their replies as JSON Lines
   promptbus tail --from-beginning                 every reply there is
+  promptbus dead-letters list --since 2h          what the workers gave up, and why
   promptbus worker                                answer prompts
 
 Where Kafka is, and everything else, comes from the environment (KAFKA_BOOTSTRAP, …) and from .env.
@@ -64,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"promptbus {version('promptbus')}")
     commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
     for name in COMMANDS:
-        command: Command = importlib.import_module(f"promptbus.commands.{name}")
+        command: Command = importlib.import_module(f"promptbus.commands.{name.replace('-', '_')}")
         sub = commands.add_parser(
             name,
             help=command.SUMMARY,

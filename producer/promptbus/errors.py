@@ -6,6 +6,7 @@
     ├── KafkaUnavailable     no broker answered, or it refused the login (also a ConnectionError)
     ├── SettingsRefused      librdkafka does not accept a setting (also a ValueError)
     ├── TopicMissing         the request or reply topic does not exist
+    ├── PlaceMissing         a partition or an offset is not there, or not any more
     ├── NotAllowed           Kafka's access rules forbid it (also a PermissionError)
     ├── DeliveryFailed       Kafka did not take the request
     │   └── MessageTooLarge  … because of its size
@@ -78,6 +79,10 @@ class TopicMissing(PromptBusError):
     def __init__(self, topic: str, variable: str, bootstrap: str) -> None:
         super().__init__(f"topic {topic!r} does not exist on {bootstrap}: create it, or set {variable}")
         self.topic = topic
+
+
+class PlaceMissing(PromptBusError, LookupError):
+    """A topic has no such partition, or no record at that offset."""
 
 
 class NotAllowed(PromptBusError, PermissionError):

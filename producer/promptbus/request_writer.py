@@ -33,7 +33,7 @@ from promptbus.settings import ClientConfig, KafkaSettings
 BATCH_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 64 << 20
 
-Header = tuple[str, bytes]
+Header = tuple[str, bytes | None]
 Delivered = Callable[[PromptBusError | None], None]
 
 
@@ -98,7 +98,7 @@ class RequestWriter:
 
     def publish(
         self,
-        value: bytes,
+        value: bytes | None,
         *,
         headers: Sequence[Header] = (),
         key: bytes | None = None,
@@ -108,7 +108,7 @@ class RequestWriter:
 
         Raises QueueFull (nothing was queued), MessageTooLarge, or DeliveryFailed.
         """
-        size = len(value)
+        size = 0 if value is None else len(value)
         if size > BATCH_BYTES // 2:
             size = self._check_size(value, headers, key)
 
@@ -124,7 +124,7 @@ class RequestWriter:
 
     def publish_waiting(
         self,
-        value: bytes,
+        value: bytes | None,
         *,
         headers: Sequence[Header] = (),
         key: bytes | None = None,
@@ -166,7 +166,7 @@ class RequestWriter:
         self.discard()
         self._producer.close()
 
-    def _check_size(self, value: bytes, headers: Sequence[Header], key: bytes | None) -> int:
+    def _check_size(self, value: bytes | None, headers: Sequence[Header], key: bytes | None) -> int:
         size = message_bytes(key, value, list(headers))
         limit = self._topic_limit()
         if limit is not None and size > limit:

@@ -10,6 +10,7 @@ from promptbus.errors import (
     KafkaUnavailable,
     MessageTooLarge,
     NotAllowed,
+    PlaceMissing,
     PromptBusError,
     PromptError,
     ReplyTimeout,
@@ -20,6 +21,7 @@ from promptbus.messages import InvalidReply, InvalidRequest
 
 OK: Final = 0
 ERROR_REPLY: Final = 1
+NOT_ALL: Final = 1  # of what was asked for
 USAGE: Final = 2
 NO_REPLY: Final = 3
 INTERRUPTED: Final = 130
@@ -28,6 +30,7 @@ INTERRUPTED: Final = 130
 _CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (PromptError, ERROR_REPLY),
     (InvalidReply, ERROR_REPLY),
+    (PlaceMissing, NOT_ALL),
     (InvalidRequest, USAGE),
     (MessageTooLarge, USAGE),
     (SettingsRefused, USAGE),

@@ -5,6 +5,7 @@ from typing import Final
 from .codes import ErrorCode
 from .headers import Headers
 
+PREFIX: Final = "dlq-"
 REASON: Final = "dlq-reason"
 TOPIC: Final = "dlq-topic"
 PARTITION: Final = "dlq-partition"
@@ -14,6 +15,9 @@ ATTEMPTS: Final = "dlq-attempts"
 WORKER: Final = "dlq-worker"
 TRUNCATED: Final = "dlq-truncated"
 HEADERS_DROPPED: Final = "dlq-headers-dropped"
+
+REDRIVE_COUNT: Final = "redrive-count"
+"""How often a request was sent again after it had been a dead letter. No header of ours: it stays on for good."""
 
 OUR_HEADERS: Final = frozenset(
     {REASON, TOPIC, PARTITION, OFFSET, TIMESTAMP, ATTEMPTS, WORKER, TRUNCATED, HEADERS_DROPPED}

@@ -49,6 +49,7 @@ def test_help_lists_every_command_with_a_line_and_examples(
     for command in ("ask", "send", "tail", "worker", "doctor"):
         assert f"\n    {command} " in text
         assert promptbus([command, "--help"], environment, tmp_path).returncode == 0
+    assert "\n    dead-letters\n" in text
     assert 'promptbus ask "What is Kafka?"' in text
 
 
