@@ -23,7 +23,8 @@ def write(directory: Path, slot: int, lags: Sequence[PartitionLag], now: float) 
     """Replace the slot's file as a whole. `now`: monotonic seconds, which all processes share. Raises OSError."""
     path = _path(directory, slot)
     unfinished = path.with_suffix(".new")
-    unfinished.write_bytes(orjson.dumps({"pid": os.getpid(), "at": now, "partitions": lags}))
+    rows = [tuple(lag) for lag in lags]  # orjson takes tuples, but no subclass of theirs
+    unfinished.write_bytes(orjson.dumps({"pid": os.getpid(), "at": now, "partitions": rows}))
     unfinished.replace(path)
 
 
