@@ -21,7 +21,7 @@ EVERY_S = 1.0
 
 
 class LagReport:
-    """One worker's. It never raises: a full disk must not stop the path."""
+    """One worker's. It never raises: neither a full disk nor a defect in here may stop the path."""
 
     def __init__(
         self, directory: Path, slot: int, *, clock: Clock = time.monotonic, wall_clock: Clock = time.time
@@ -48,24 +48,29 @@ class LagReport:
         if now < self._due_at:
             return
         self._due_at = now + EVERY_S
-        progress = ledger.progress()
-        next_offsets = {each.ownership: each.next_offset for each in progress}
-        ends = self._ends.read(consumer, next_offsets, fetching=fetching, now=now)
-        self._last = self._meter.measure(progress, ends, now=now, wall_ms=self._wall_clock() * 1000)
-        self._write()
+        try:
+            progress = ledger.progress()
+            next_offsets = {each.ownership: each.next_offset for each in progress}
+            ends = self._ends.read(consumer, next_offsets, fetching=fetching, now=now)
+            self._last = self._meter.measure(progress, ends, now=now, wall_ms=self._wall_clock() * 1000)
+            self._write()
+        except Exception:
+            self._failed()
 
     def keep_only(self, ledger: Ledger) -> None:
         """Partitions have gone: say so at once, for their next owner is about to name them too."""
         owned = {(ownership.topic, ownership.partition) for ownership in ledger.ownerships()}
         self._last = [lag for lag in self._last if (lag.topic, lag.partition) in owned]
-        self._write()
+        try:
+            self._write()
+        except Exception:
+            self._failed()
 
     def _write(self) -> None:
-        try:
-            lag_files.write(self._directory, self._slot, self._last, self._clock())
-        except OSError as error:
-            if not self._failing:
-                log.warning("the lag of partitions cannot be reported", extra={"error": str(error)})
-            self._failing = True
-        else:
-            self._failing = False
+        lag_files.write(self._directory, self._slot, self._last, self._clock())
+        self._failing = False
+
+    def _failed(self) -> None:
+        if not self._failing:
+            log.exception("the lag of partitions cannot be reported")
+        self._failing = True
