@@ -38,6 +38,7 @@ class Batch:
     model: str
     requests: list[Pending]
     closed_by: ClosedBy
+    is_trial: bool = False  # sent to see whether the model still only makes dead letters (`gates`)
 
 
 class Batcher:
@@ -106,6 +107,10 @@ class Batcher:
             self._alone.remove(alone)
             return self._close([alone], ClosedBy.SIZE)
         return self._fill(best) if best is not None else None
+
+    def has(self, model: str) -> bool:
+        """Whether any request of this model waits."""
+        return any(name == model for name, _ in self._groups) or any(r.model == model for r in self._alone)
 
     def take_one(self, model: str) -> Pending | None:
         """The request of this model that waits longest, to be run alone."""

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 from promptbus.messages import ErrorCode
 from promptbus_worker.admission import Admission
 from promptbus_worker.batcher import Batch, Batcher, ClosedBy, is_last_attempt
-from promptbus_worker.breaker import Breaker
 from promptbus_worker.deadline import Clock
 from promptbus_worker.expiry import Expiry
 from promptbus_worker.freeze import FreezeGuard
+from promptbus_worker.gates import Gates
 from promptbus_worker.ledger import Ownership
 from promptbus_worker.model import InferenceClient, ModelSpec
 from promptbus_worker.outcomes import VERDICTS
@@ -66,6 +66,7 @@ class Dispatcher:
         *,
         admission: Admission,
         batcher: Batcher,
+        gates: Gates,
         client: InferenceClient,
         specs: dict[str, ModelSpec],
         model_version: str | None = None,
@@ -87,14 +88,14 @@ class Dispatcher:
         self._concurrency = concurrency
         self._clock = clock
         self._wall_clock = wall_clock
-        self._breakers = {model: Breaker() for model in specs}
+        self._gates = gates
         self._expiry = Expiry(self._expired, clock)
         self.freeze = FreezeGuard(clock())
         self._runner = Runner(
             client=client,
             specs=specs,
             model_version=model_version,
-            breakers=self._breakers,
+            breakers=gates.breakers,
             freeze=self.freeze,
             replies=replies,
             traffic=self,
@@ -195,7 +196,8 @@ class Dispatcher:
         metrics.oldest_in_flight_seconds.set(0.0 if began is None else max(0.0, self._clock() - began))
         metrics.waiting_requests.set(len(self._batcher))
         metrics.concurrency_limit.set(self._concurrency)
-        metrics.breaker_open.set(any(breaker.is_open for breaker in self._breakers.values()))
+        metrics.breaker_open.set(self._gates.breaker_open)
+        metrics.dead_letter_budget_exhausted.set(self._gates.budget_exhausted)
 
     # -- starting batches
 
@@ -204,7 +206,7 @@ class Dispatcher:
         if self._stopped:
             return
         now = self._clock()
-        blocked = [model for model, breaker in self._breakers.items() if not breaker.may_call(now)]
+        blocked = self._gates.blocked(now)
         while len(self._in_flight) < self._concurrency and not self._replies.congested and len(self._batcher):
             batch = self._batcher.take(now, blocked=blocked, alone_in_flight=self._alone_in_flight())
             if batch is None:
@@ -212,13 +214,16 @@ class Dispatcher:
             self._metrics.batches_total[batch.model, batch.closed_by].inc()
             self._metrics.batch_size[batch.model].observe(len(batch.requests))
             self._start(self._runner.run(batch), batch)
+            self._gates.starts(batch)
+            if batch.is_trial:
+                blocked = self._gates.blocked(now)
         self._replies.in_bulk = len(self._batcher) > self._concurrency
-        for model, breaker in self._breakers.items():
+        for model, breaker in self._gates.breakers.items():
             if breaker.may_probe(now) and not self._draining:
                 breaker.probe()
                 batch = Batch(model, [], ClosedBy.SLOT)
                 self._start(self._runner.probe(batch), batch)
-        self._hold_if_all_down()
+        self._hold_if_all_closed(now)
         self._note_idle()
         self._set_wake(now, blocked)
 
@@ -232,29 +237,29 @@ class Dispatcher:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._in_flight[task]
+        self._gates.ended(self._in_flight.pop(task), self._clock())
         self.pump()
 
     def _set_wake(self, now: float, blocked: Sequence[str]) -> None:
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
-        times = [breaker.resumes_in(now) for breaker in self._breakers.values()]
+        times = [self._gates.resumes_in(now)]
         if len(self._in_flight) < self._concurrency and not self._replies.congested:
             times.append(self._batcher.next_due(now, blocked))
         due = [time for time in times if time is not None]
         if due:
             self._wake = asyncio.get_running_loop().call_later(max(min(due), 0.001), self.pump)
 
-    def _hold_if_all_down(self) -> None:
-        held = all(breaker.is_down for breaker in self._breakers.values())
+    def _hold_if_all_closed(self, now: float) -> None:
+        held = self._gates.all_closed(self._batcher.has, now)
         if held != self._held:
             self._held = held
             self._intake.hold(held)
             if held:
-                log.warning("Triton does not answer: partitions are paused until a probe succeeds")
+                log.warning("no model can be called: partitions are paused until one answers")
             else:
-                log.info("Triton answers again: partitions resume")
+                log.info("partitions resume")
 
     def _note_idle(self) -> None:
         if len(self._batcher) or any(batch.requests for batch in self._in_flight.values()):
@@ -316,6 +321,8 @@ class Dispatcher:
             return
         if request.phase is Phase.WAITING:
             self._batcher.discard(request)
-        unreachable = request.last_failure in _UNREACHABLE or self._breakers[request.model or ""].is_open
+        unreachable = (
+            request.last_failure in _UNREACHABLE or self._gates.breakers[request.model or ""].is_open
+        )
         self._replies.error(request, ErrorCode.UNAVAILABLE if unreachable else ErrorCode.EXPIRED)
         self._note_idle()

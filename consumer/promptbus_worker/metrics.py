@@ -82,6 +82,7 @@ class Metrics:
     waiting_requests: Gauge
     concurrency_limit: Gauge
     breaker_open: Gauge
+    dead_letter_budget_exhausted: Gauge
     paused_partitions: Gauge
     assigned_partitions: Gauge
     retries_total: Mapping[str, Counter]

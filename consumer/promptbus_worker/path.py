@@ -20,6 +20,7 @@ from promptbus_worker.admission import Admission, Limits
 from promptbus_worker.batcher import Batcher
 from promptbus_worker.deadline import Deadline
 from promptbus_worker.dispatcher import Dispatcher
+from promptbus_worker.gates import Gates
 from promptbus_worker.intake import Intake
 from promptbus_worker.lag_report import LagReport
 from promptbus_worker.ledger import Ownership
@@ -78,6 +79,7 @@ class Path:
             revoke_s=settings.worker_revoke_s,
             lag_report=LagReport.from_environment(),
         )
+        gates = Gates(specs)
         self._kafka_producer = self._producer(settings, name, surroundings.limits)
         self.replies = Replies(
             cast(ReplyProducer, self._kafka_producer),  # its annotations are wider
@@ -85,6 +87,7 @@ class Path:
                 surroundings.limits, dead_letter_topic=settings.kafka_dead_letter_topic, worker=name
             ),
             metrics=metrics,
+            on_answered=gates.answered,
             on_settled=self._settled,
             on_stop=self._restart,
             clock=time.monotonic,
@@ -95,6 +98,7 @@ class Path:
             batcher=Batcher(
                 batch_size, max_bytes=settings.batch_max_bytes, linger_s=settings.batch_linger_ms / 1000
             ),
+            gates=gates,
             client=triton,
             specs=specs,
             model_version=settings.triton_model_version,

@@ -80,15 +80,17 @@ class Replies:
         records: ReplyRecords,
         *,
         metrics: Metrics,
+        on_answered: Callable[[Pending, float], None],
         on_settled: Callable[[list[Record]], None],
         on_stop: Callable[[str], None],
         clock: Clock,
         wall_clock: Clock,
     ) -> None:
-        """`on_stop` hears why only a restart helps. `clock` and `wall_clock` give seconds."""
+        """`on_answered` hears of each outcome and when; `on_stop`, why only a restart helps. `clock` and `wall_clock` give seconds."""
         self._producer = producer
         self._records = records
         self._metrics = metrics
+        self._on_answered = on_answered
         self._on_settled = on_settled
         self._on_stop = on_stop
         self._clock = clock
@@ -161,7 +163,8 @@ class Replies:
         request.phase = Phase.ANSWERED
         self.unacknowledged[request] = None
         request.code = code
-        request.answered_at = self._clock()
+        request.answered_at = now = self._clock()
+        self._on_answered(request, now)
 
     def _timings(self, request: Pending) -> Timings:
         record = request.record

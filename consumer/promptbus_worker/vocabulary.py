@@ -124,6 +124,12 @@ WORKER_SERIES: tuple[Series, ...] = (
     Series(
         "breaker_open", "gauge", "1 while a worker holds calls to a model back", mode="livemax"
     ),  # a sum of switches says nothing about "is one open"
+    Series(
+        "dead_letter_budget_exhausted",
+        "gauge",
+        "1 while a worker holds calls back because nearly every outcome is a dead letter",
+        mode="livemax",
+    ),
     Series("paused_partitions", "gauge", "Partitions assigned and paused", mode="livesum"),
     Series("assigned_partitions", "gauge", "Partitions assigned", mode="livesum"),
     Series(

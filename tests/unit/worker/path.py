@@ -13,6 +13,7 @@ from promptbus.messages import Headers, Reply, decode_reply
 from promptbus_worker.admission import Admission, Limits
 from promptbus_worker.batcher import Batcher
 from promptbus_worker.dispatcher import Dispatcher
+from promptbus_worker.gates import Gates
 from promptbus_worker.ledger import Ledger, Ownership, Tracked
 from promptbus_worker.metrics import Metrics
 from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec
@@ -221,10 +222,12 @@ class Path:
         self.polls_wanted = 0
         self.owned = self.assign(0)
         specs = {"gpt4_nano": SPEC}
+        gates = Gates(specs)
         self.replies = Replies(
             self.broker,
             ReplyRecords(self.limits, dead_letter_topic="dead", worker="test-0"),
             metrics=self.metrics,
+            on_answered=gates.answered,
             on_settled=self._settled,
             on_stop=self.stopped.append,
             clock=loop().time,
@@ -235,6 +238,7 @@ class Path:
             batcher=Batcher(
                 lambda model: specs[model].max_batch_size, max_bytes=self.max_bytes, linger_s=self.linger_s
             ),
+            gates=gates,
             client=self.model,
             specs=specs,
             replies=self.replies,

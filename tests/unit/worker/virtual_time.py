@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import wraps
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -50,3 +51,17 @@ def loop() -> VirtualTimeLoop:
     running = asyncio.get_running_loop()
     assert isinstance(running, VirtualTimeLoop)
     return running
+
+
+def in_virtual_time(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    """A test that is a coroutine, run in virtual time."""
+
+    @wraps(test)
+    def wrapped() -> None:
+        async def body() -> None:
+            await test()
+
+        run(body())
+
+    del wrapped.__wrapped__  # pytest would see the coroutine function behind it
+    return wrapped
