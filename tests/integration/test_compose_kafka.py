@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import AdminClient
@@ -12,29 +14,44 @@ from promptbus.settings import ClientConfig
 from promptbus_worker import kafka as worker_kafka
 from promptbus_worker.preflight import DEAD_LETTER_EXTRA_BYTES
 from promptbus_worker.settings import Settings
+from stack import contents
 from stack.kafka import Kafka
 from stack.ports import HOST, free_ports
 from stack.topics import create_topics, project_topics
 from tests.integration.system import eventually
 from tests.unit.project.compose import compose, listeners
 
-# What the image's scripts take for themselves instead of writing it into server.properties.
-NO_PROPERTIES = {"CLUSTER_ID", "KAFKA_HEAP_OPTS"}
+
+def server_properties(folder: Path) -> dict[str, str]:
+    """What the image makes of the file's variables: by the class that its start script runs."""
+    default, mounted, final, data = (folder / name for name in ("default", "mounted", "final", "data"))
+    for place in (default, mounted, final):
+        place.mkdir()
+    for name in ("server.properties", "log4j2.yaml", "tools-log4j2.yaml"):
+        (default / name).touch()
+    folders: list[str | Path] = ["-D", default, "-M", mounted, "-F", final]
+    classes = f"{contents.kafka_jars().require()}/*"
+    environment = compose().services["kafka"].environment | {"KAFKA_LOG_DIRS": str(data)}
+    done = subprocess.run(
+        [contents.java(), "-cp", classes, "kafka.docker.KafkaDockerWrapper", "setup", *folders],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"cluster.id={environment['CLUSTER_ID']}\n" in (data / "meta.properties").read_text()
+    lines = (final / "server.properties").read_text().split()
+    return {name: value for name, _, value in (line.partition("=") for line in lines) if name != "log.dirs"}
 
 
 class ComposeKafka:
-    """A broker that was started with the file's settings."""
+    """A broker that was started with the file's settings; `folder` is an empty one."""
 
-    def __init__(self) -> None:
-        environment = compose().services["kafka"].environment
-        names = listeners(environment["KAFKA_LISTENERS"])
+    def __init__(self, folder: Path) -> None:
+        properties = server_properties(folder)
+        names = listeners(properties["listeners"])
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
-        properties = {
-            # The image's rule for its variables.
-            name.removeprefix("KAFKA_").lower().replace("_", "."): value
-            for name, value in environment.items()
-            if name not in NO_PROPERTIES | {"KAFKA_LOG_DIRS"}
-        }
         for name, (_, port) in names.items():
             for key, value in properties.items():
                 properties[key] = value.replace(f":{port}", f":{self.ports[name]}")
@@ -49,8 +66,8 @@ class ComposeKafka:
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[ComposeKafka]:
-    started = ComposeKafka()
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeKafka]:
+    started = ComposeKafka(tmp_path_factory.mktemp("compose"))
     with started.kafka:
         yield started
 
