@@ -9,15 +9,48 @@ from pathlib import Path
 
 import pytest
 
-from config import settings_reference
+from config import metrics_reference, settings_reference
 from promptbus.messages import ErrorCode
+from promptbus_worker.vocabulary import EVERY_SERIES
 
 PROJECT = Path(__file__).resolve().parents[3]
-DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "models/README.md"]
+DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/metrics.md", "models/README.md"]
 
 
 def test_the_settings_in_readme_and_example_are_current() -> None:
     assert settings_reference.main(["--check"]) == 0
+
+
+def test_the_metrics_reference_is_current_and_names_every_metric() -> None:
+    assert metrics_reference.main(["--check"]) == 0
+    for series in EVERY_SERIES:
+        assert f"\n| `{series.full_name}` |" in metrics_reference.reference()
+
+
+def test_a_changed_metric_makes_the_reference_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stale = tmp_path / "metrics.md"
+    stale.write_text(metrics_reference.reference().replace("counter", "gauge", 1))
+    monkeypatch.setattr(metrics_reference, "PROJECT", tmp_path)
+    monkeypatch.setattr(metrics_reference, "REFERENCE", stale)
+    assert metrics_reference.main(["--check"]) == 1
+    assert "metrics.md is not current" in capsys.readouterr().err
+    assert metrics_reference.main([]) == 0
+    assert metrics_reference.main(["--check"]) == 0
+
+
+def test_the_queries_in_the_metrics_reference_ask_for_what_there_is() -> None:
+    scraped = {
+        series.full_name + suffix
+        for series in EVERY_SERIES
+        for suffix in (("_bucket", "_sum", "_count") if series.kind == "histogram" else ("",))
+    }
+    for _, query in metrics_reference.QUESTIONS:
+        assert query.count("(") == query.count(")")
+        names = re.findall(r"promptbus_\w+", query)
+        assert names
+        assert set(names) <= scraped, query
 
 
 def test_the_example_file_sets_what_the_defaults_are(tmp_path: Path) -> None:
