@@ -15,6 +15,7 @@ from tests.unit.project.compose import PROJECT, compose
 
 SERVICES = compose().services
 PROMETHEUS, GRAFANA = SERVICES["prometheus"], SERVICES["grafana"]
+DASHBOARDS = PROJECT / "grafana" / "dashboards"
 DATA_SOURCE = "prometheus"
 
 
@@ -146,15 +147,25 @@ def test_grafana_asks_the_prometheus_beside_it() -> None:
 def test_grafana_finds_what_is_provisioned() -> None:
     assert PROJECT / GRAFANA.mounts["/etc/grafana/provisioning"] == PROJECT / "grafana" / "provisioning"
     (provider,) = Providers.model_validate(load("grafana/provisioning/dashboards/promptbus.yml")).providers
-    assert PROJECT / GRAFANA.mounts[provider.options["path"]] == PROJECT / "grafana" / "dashboards"
+    assert PROJECT / GRAFANA.mounts[provider.options["path"]] == DASHBOARDS
+    folder, _, home = GRAFANA.environment["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"].rpartition("/")
+    assert folder == provider.options["path"]
+    assert home == "overview.json"
     assert GRAFANA.environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
 
 
-def test_dashboards_name_the_provisioned_data_source() -> None:
-    for file in (PROJECT / "grafana" / "dashboards").glob("*.json"):
-        for source in data_sources(json.loads(file.read_text())):
-            # Grafana's own source of annotations has a name instead of an id.
-            assert source["uid"] in {DATA_SOURCE, "-- Grafana --"}, file.name
+def test_dashboards_ask_the_provisioned_data_source() -> None:
+    for file in DASHBOARDS.glob("*.json"):
+        tree = json.loads(file.read_text())
+        # What is chosen when nobody has chosen anything.
+        chosen = {
+            f"${{{variable['name']}}}": variable["current"]["value"]
+            for variable in tree["templating"]["list"]
+            if variable["type"] == "datasource"
+        }
+        uids = {chosen.get(source["uid"], source["uid"]) for source in data_sources(tree)}
+        # Grafana's own source of annotations has a name instead of an id.
+        assert uids - {"-- Grafana --"} == {DATA_SOURCE}, file.name
 
 
 def data_sources(tree: object) -> Iterator[dict[str, str]]:
