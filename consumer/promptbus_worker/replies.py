@@ -285,7 +285,9 @@ class Replies:
         if size <= SMALLEST_LIMIT:
             self._stop(f"{outgoing.topic} takes no record of {size} bytes. Raise its max.message.bytes.")
             return
-        self._records.lower_limit(outgoing.topic, size - 1)
+        # A dead letter is cut to the limit: by a byte at a time it would be refused thousands of times.
+        fits = max(SMALLEST_LIMIT, size * 3 // 4) if outgoing.is_dead_letter else size - 1
+        self._records.lower_limit(outgoing.topic, fits)
         self._due -= 1
         if outgoing.is_dead_letter:
             self._send(self._records.dead_letter(request, request.code or ErrorCode.INTERNAL))

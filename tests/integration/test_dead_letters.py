@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import random
 import re
 import subprocess
 import sys
@@ -13,11 +14,18 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public names, but the package has no __all__
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 
 from promptbus.cli import main
 from promptbus.messages import decode_reply
 from stack.triton import Triton
-from tests.integration.system import Read, Sending, System
+from tests.integration.system import Read, Sending, System, eventually
 from tests.unit.cli.commands import interrupt, started
 
 WORD = "[[fail]]"
@@ -193,6 +201,28 @@ def test_what_lies_in_transactions_is_read_if_it_was_committed(whole: System, co
     assert "no dead letter at 0:3" in commands("show", "0:3", code=1)[1]
     producer.abort_transaction(30)
     assert [letter["offset"] for letter in commands.letters()] == [0, 1, 2]
+
+
+def test_a_dead_letter_topic_that_takes_less_than_the_request_holds_nothing_up(
+    whole: System, commands: Commands
+) -> None:
+    """Its limit is lowered after the workers have read it: they find out by being refused."""
+    whole.start().ready()
+    admin = AdminClient({"bootstrap.servers": whole.kafka.bootstrap, "log_level": 0})
+    limit = ConfigEntry("max.message.bytes", "5000", incremental_operation=AlterConfigOpType.SET)
+    topic = ConfigResource(ResourceType.TOPIC, whole.dead, incremental_configs=[limit])
+    admin.incremental_alter_configs([topic])[topic].result(30)
+    whole.ask(["before", "after"])
+    noise = random.Random(0).randbytes(100_000).hex()  # the limit is about compressed batches
+    value = json.dumps({"request_id": "large", "prompt": f"{WORD} {noise}"}).encode()
+    whole.publish([value], headers=[("request-id", b"large")])
+    assert whole.collect(3, 60).codes == {"ok": 2, "model_error": 1}
+    eventually("all three are committed", lambda: whole.committed() == 3, 30)
+    (letter,) = whole.dead_letters(1)
+    assert letter.headers["dlq-truncated"] == b"%d" % len(value)
+    assert 2_500 < len(letter.value or b"") < 5_000
+    assert "not whole: 1 (0:0)" in commands("redrive", "--code", "model_error", code=1)[1]
+    assert b" of 200,0" in commands("list")[0]
 
 
 def test_redrive_is_interrupted_and_goes_on_where_it_stopped(

@@ -492,6 +492,44 @@ async def test_an_answer_that_the_broker_refuses_for_its_size_becomes_an_error()
     assert path.codes() == {"a": "reply_too_large"}
 
 
+@in_virtual_time
+async def test_a_dead_letter_that_the_broker_refuses_for_its_size_is_cut_in_a_few_steps() -> None:
+    """The topic was told to take less after the worker had read its limit."""
+    path = Path(limits={"results": 1 << 20, "dead": 1 << 20, "other": 1 << 20})
+    path.model.poison = {"x" * 9_000}
+    refused: list[int] = []
+
+    def answer(topic: str, size: int) -> Refusal | None:
+        if topic != "dead" or size <= 3_000:
+            return None
+        refused.append(size)
+        return Refusal("MSG_SIZE_TOO_LARGE")
+
+    path.broker.answers = answer
+    path.publish({"request_id": "poison", "prompt": "x" * 9_000}, {"request_id": "a", "prompt": "a"})
+    await path.settle(2, within_s=60)
+    assert path.codes() == {"poison": "model_error", "a": "ok"}
+    (dead,) = path.dead_letters()
+    assert len(dead.value or b"") > 3_000 // 2
+    assert int(dead.headers["dlq-truncated"] or b"") > 9_000
+    assert len(refused) < 12
+    assert path.commits() == 2
+
+
+@in_virtual_time
+async def test_a_redriven_request_that_dies_again_keeps_its_id_and_its_count() -> None:
+    path = Path()
+    path.model.poison = {"x"}
+    path.publish({"prompt": "x"}, headers=[("request-id", b"first-life"), ("redrive-count", b"3")])
+    path.publish(b"garbage", headers=[("redrive-count", b"1")])
+    await path.settle(2)
+    assert path.codes() == {"first-life": "model_error", "requests-0-1": "invalid_request"}
+    died = {dead.value: dead.headers for dead in path.dead_letters()}
+    assert died[b"garbage"]["redrive-count"] == b"1"
+    (again,) = (headers for value, headers in died.items() if value != b"garbage")
+    assert (again["redrive-count"], again["request-id"]) == (b"3", b"first-life")
+
+
 @pytest.mark.parametrize("by", ["report", "produce", "poll"])
 def test_a_fatal_producer_error_stops_the_worker_once_and_settles_nothing(by: str) -> None:
     async def body() -> None:
