@@ -13,7 +13,7 @@ from promptbus.kafka_errors import LOG, ConnectionNotes, describe, refused
 from promptbus.settings import KafkaSettings
 from promptbus.topic_reader import TopicReader, record_headers
 
-ASK_S = 10.0  # longest time one question to the brokers may take
+ASK_S = 5.0  # longest time one question to the brokers may take
 READ_S = 0.2
 SILENCE_S = 30.0  # a partition that has more to read and brings nothing for this long: no broker serves it
 

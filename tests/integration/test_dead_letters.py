@@ -140,7 +140,9 @@ def test_from_a_poisonous_request_to_a_purged_dead_letter(whole: System, command
     with Triton(engine="canned") as mended:
         whole.start(TRITON_URL=mended.url).ready()
         _, err = commands("redrive", "--from-offset", "4", "--limit", "2", "--rate", "20")
-        assert "stopped before 0:6; to go on, the same with --partition 0 --from-offset 6" in err
+        assert (
+            "stopped before 0:6; to go on, the same with --partition 0 --from-offset 6 --to-offset 6" in err
+        )
         commands("redrive", "--from-offset", "6")
         replies = [decode_reply(record.value) for record in whole.reply_records(4 + 3 + 3)]
     assert {reply.request_id for reply in replies if reply.ok} == {"in-body", "in-header", derived}
@@ -164,7 +166,9 @@ def test_from_a_poisonous_request_to_a_purged_dead_letter(whole: System, command
     assert "holds nothing" in commands("show", "0:1", code=1)[1]
 
 
-def letters_of(whole: System, count: int, topic: str | None = None, **headers: str) -> None:
+def letters_of(
+    whole: System, count: int, topic: str | None = None, *, partitions: int = 1, **headers: str
+) -> None:
     """Dead letters that no worker wrote, for what no worker is needed for."""
     producer = Producer({"bootstrap.servers": whole.kafka.bootstrap, "log_level": 0})
     said = {"dlq-reason": "internal", "dlq-topic": whole.requests, "dlq-partition": "0", "dlq-worker": "w-0"}
@@ -177,6 +181,7 @@ def letters_of(whole: System, count: int, topic: str | None = None, **headers: s
         producer.produce(
             topic or whole.dead,
             b'{"prompt": "%d"}' % number,
+            partition=number % partitions,
             headers=[(n, v.encode()) for n, v in ours.items()],
         )
     assert producer.flush(30) == 0
@@ -233,9 +238,9 @@ def test_redrive_is_interrupted_and_goes_on_where_it_stopped(
     requests_of(whole, 20)
     code, _, err = interrupt(process)
     assert code == 130
-    stopped = re.search(rb"go on, the same with --partition 0 --from-offset (\d+)\n", err)
+    stopped = re.search(rb"go on, the same with (--partition 0 --from-offset \d+ --to-offset 299)\n", err)
     assert stopped is not None, err
-    commands("redrive", "--all", "--partition", "0", "--from-offset", stopped[1].decode())
+    commands("redrive", "--all", *stopped[1].decode().split())
     sent = Counter(read.value for read in requests_of(whole, 300))
     assert sent == {b'{"prompt": "%d"}' % number: 1 for number in range(300)}
 
@@ -263,7 +268,7 @@ def test_purge_asks_and_deletes_partitions_up_to_a_time(
     dead = f"{whole.dead}-wide"
     whole.create(dead, 3)
     commands.environment["KAFKA_DEAD_LETTER_TOPIC"] = dead
-    letters_of(whole, 60, dead)
+    letters_of(whole, 60, dead, partitions=3)
     assert len({letter["partition"] for letter in commands.letters()}) == 3
     assert "--to-offset needs --partition" in commands("purge", "--to-offset", "1", "--yes", code=2)[1]
     assert "no partition 9" in commands("list", "--partition", "9", code=1)[1]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 from promptbus.commands.outcome import USAGE, say
@@ -42,7 +42,7 @@ Every code is sent, also those that clients should not repeat: after the model w
 redrives. Left out are dead letters that were cut to fit, and those that are no JSON object, as they would only come
 back (--code invalid_request sends them nevertheless).
 
-Ctrl-C stops: what was sent is waited for, and told is where to go on with --partition and --from-offset.
+Ctrl-C stops: what was sent is waited for, and the last line says with which offsets to go on.
 
 exit codes: 0 all sent · 1 some could not be (cut, from another topic, too large) · 2 usage
             3 Kafka did not take all · 130 Ctrl-C
@@ -90,7 +90,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     redrive.set_defaults(act=_redrive)
 
     purge = _command(commands, "purge", "delete the oldest", PURGE)
-    _add_filters(purge)
+    _add_filters(purge, hidden=("--code", "--since", "--from-offset", "--request-id"))
     purge.add_argument("--all", action="store_true", help="everything that is there now")
     purge.add_argument("--dry-run", action="store_true", help="delete nothing, say what would go")
     purge.add_argument("--yes", action="store_true", help="do not ask")
@@ -157,30 +157,34 @@ def _command(
     )
 
 
-def _add_filters(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "which", "all of these must hold; repeat --code, --partition, --request-id for more"
-    )
-    group.add_argument(
-        "--code", action="append", default=[], choices=CODES, metavar="CODE", help=", ".join(CODES)
-    )
-    time_help = "30m, 2h or 7d before now, or an ISO time (local unless it names its zone)"
-    group.add_argument(
-        "--since", type=_checked(_time), metavar="TIME", help=f"given up at this time or later: {time_help}"
-    )
-    group.add_argument("--until", type=_checked(_time), metavar="TIME", help="given up before this time")
-    group.add_argument(
-        "--partition",
-        type=_whole(0),
-        action="append",
-        default=[],
-        metavar="P",
-        help="of the dead letter topic",
-    )
-    group.add_argument("--from-offset", type=_whole(0), metavar="N", help="the first offset")
-    group.add_argument("--to-offset", type=_whole(0), metavar="N", help="the last offset, included")
-    group.add_argument(
-        "--request-id", action="append", default=[], metavar="ID", help="the id that it was answered under"
+def _add_filters(parser: argparse.ArgumentParser, *, hidden: Collection[str] = ()) -> None:
+    """`hidden` ones are understood, so that the command can say why it does not take them."""
+    form = "30m, 2h or 7d before now, or an ISO time (local unless it names its zone)"
+    texts = {
+        "--code": f"{', '.join(CODES)}; repeatable",
+        "--since": f"given up at this time or later: {form}",
+        "--until": f"given up before this time: {form}",
+        "--partition": "of the dead letter topic; repeatable",
+        "--from-offset": "the first offset",
+        "--to-offset": "the last offset, included",
+        "--request-id": "the id that it was answered under; repeatable",
+    } | dict.fromkeys(hidden, argparse.SUPPRESS)
+    which = parser.add_argument_group("which", "all that are named must hold")
+    for option in ("--code", "--request-id"):
+        which.add_argument(
+            option,
+            action="append",
+            default=[],
+            choices=CODES if option == "--code" else None,
+            metavar=option.rpartition("-")[2].upper(),
+            help=texts[option],
+        )
+    for option in ("--since", "--until"):
+        which.add_argument(option, type=_checked(_time), metavar="TIME", help=texts[option])
+    for option in ("--from-offset", "--to-offset"):
+        which.add_argument(option, type=_whole(0), metavar="N", help=texts[option])
+    which.add_argument(
+        "--partition", action="append", default=[], type=_whole(0), metavar="P", help=texts["--partition"]
     )
 
 

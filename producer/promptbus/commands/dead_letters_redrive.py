@@ -84,13 +84,13 @@ def report(run: Redrive, spans: Sequence[Span], request_topic: str) -> list[str]
         )
     if run.failure is not None:
         sentences.append(str(run.failure))
-    remaining = run.remaining(spans)
-    if remaining:
-        first, *others = remaining
-        then = " ".join(f"--partition {span.partition}" for span in others)
+    # With its end: what is redriven and dies again comes after it, and is not to be sent a third time.
+    parts = [
+        f"--partition {span.partition} --from-offset {span.start} --to-offset {span.end - 1}"
+        for span in run.remaining(spans)
+    ]
+    if parts:
         sentences.append(
-            f"stopped before {run.stopped_at}; to go on, the same with "
-            f"--partition {first.partition} --from-offset {first.start}"
-            + (f", then with {then}" if then else "")
+            f"stopped before {run.stopped_at}; to go on, the same with {', then with '.join(parts)}"
         )
     return sentences

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+from confluent_kafka import KafkaError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,7 +32,14 @@ from promptbus.dead_letters import (
     redriven,
     some,
 )
-from promptbus.errors import DeliveryFailed, MessageTooLarge, PromptBusError
+from promptbus.delete_records import why_not
+from promptbus.errors import (
+    DeliveryFailed,
+    KafkaUnavailable,
+    MessageTooLarge,
+    NotAllowed,
+    PromptBusError,
+)
 from promptbus.messages import ErrorCode, Headers, dead_letter_headers, fit_dead_letter
 from promptbus.redrive import Pace, Redrive
 from tests.unit.cli.commands import promptbus
@@ -345,7 +353,9 @@ def test_a_failed_delivery_ends_the_run_and_it_goes_on_from_there() -> None:
     told = report(run, SPANS, "requests")
     assert told[0] == "not acknowledged, though perhaps written: 1 (0:4)"
     assert told[1] == "no broker"
-    assert told[2].endswith("--partition 0 --from-offset 4, then with --partition 2")
+    assert told[2].endswith(
+        "--partition 0 --from-offset 4 --to-offset 9, then with --partition 2 --from-offset 5 --to-offset 9"
+    )
 
 
 def test_a_failure_seen_while_waiting_for_the_turn_skips_nothing() -> None:
@@ -535,6 +545,21 @@ def test_purge_refuses_what_kafka_cannot_delete(selected: Selection, says: str |
     assert (said is None) if says is None else (said is not None and says in said)
     if says == "how far?":
         assert refusal(selected, everything=True) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "says"),
+    [
+        (KafkaError.POLICY_VIOLATION, PromptBusError, "cleanup.policy must contain `delete`"),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, NotAllowed, "needs the right DELETE on that topic"),
+        (KafkaError._TIMED_OUT, KafkaUnavailable, "no Kafka broker at b:1 did it"),
+        (KafkaError.OFFSET_OUT_OF_RANGE, PromptBusError, "OFFSET_OUT_OF_RANGE"),
+    ],
+)
+def test_why_kafka_deletes_nothing_is_a_sentence(code: int, kind: type[Exception], says: str) -> None:
+    error = why_not(KafkaError(code), "dead", "b:1")
+    assert type(error) is kind
+    assert says in str(error)
 
 
 def parsed(*arguments: str) -> argparse.Namespace:
