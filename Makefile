@@ -44,7 +44,7 @@ test-unit: ready ## the tests that need no Kafka and no Triton
 lint: ready ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy producer consumer models/gpt4_nano/1 config stack tests $(if $(wildcard bench/*.py),bench)
+	@$(BIN)/mypy producer consumer models/gpt4_nano/1 config stack grafana tests $(if $(wildcard bench/*.py),bench)
 	@$(BIN)/lint-imports
 	@$(BIN)/hadolint consumer/Dockerfile models/Dockerfile
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml

@@ -86,7 +86,7 @@ def test_architecture_names_files_that_exist() -> None:
     named = set(re.findall(r"`(\w+\.py)`", text))
     known = {
         path.name
-        for folder in ("consumer", "producer", "stack", "models", "config")
+        for folder in ("consumer", "producer", "stack", "models", "config", "grafana")
         for path in (PROJECT / folder).rglob("*.py")
     }
     assert named
