@@ -71,9 +71,14 @@ class Triton:
         return f"{HOST}:{self._known_ports()[1]}"
 
     @property
+    def metrics_address(self) -> str:
+        """`127.0.0.1:port` of its Prometheus metrics, as a scraper wants it."""
+        return f"{HOST}:{self._known_ports()[2]}"
+
+    @property
     def metrics_url(self) -> str:
         """The address of its Prometheus metrics."""
-        return f"http://{HOST}:{self._known_ports()[2]}/metrics"
+        return f"http://{self.metrics_address}/metrics"
 
     @property
     def pid(self) -> int:

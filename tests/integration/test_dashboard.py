@@ -1,0 +1,165 @@
+"""The overview dashboard on a real run: every query of every panel shows something in the scenario it is for."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from grafana import overview
+from grafana.panels import Scenario
+from stack.kafka import Kafka
+from stack.prometheus import Line, Prometheus
+from stack.triton import Triton
+from tests.dashboards import read
+from tests.integration.system import System, Workers, eventually, system
+
+INTERVAL_S = 1.0
+# As Grafana fills them in; the rate interval is at least four scrapes.
+VARIABLES = {
+    "$__rate_interval": "5s",
+    "$__range": "60s",
+    "$job": "promptbus",
+    "$instance": ".*",
+    "$triton": "triton",
+}
+BATCH_MS = 80
+PER_BURST = 30
+FAILING_SHARE = 0.03
+
+
+@dataclass
+class Asked:
+    """One query of the dashboard's JSON, and what was seen of it."""
+
+    panel: str
+    ref: str
+    expr: str
+    scenario: Scenario
+    lines: list[Line] = field(default_factory=list)
+
+    @property
+    def telling(self) -> int:
+        """How many of its series have a value that is neither zero nor infinite nor missing."""
+        return sum(any(value and math.isfinite(value) for _, value in line.points) for line in self.lines)
+
+    def ask(self, prometheus: Prometheus, since: float) -> None:
+        now = time.time()
+        start = max(since, now - 60)
+        self.lines = prometheus.query_range(self.expr, start, now, INTERVAL_S)
+
+
+def _every_query() -> list[Asked]:
+    specs = {panel.title: panel for row in overview.ROWS for panel in row.panels}
+    found = []
+    for panel in read(overview.FILE).panels:
+        for index, target in enumerate(panel.targets):
+            expr = target.expr
+            for variable, value in VARIABLES.items():
+                expr = expr.replace(variable, value)
+            found.append(Asked(panel.title, target.refId, expr, specs[panel.title].queries[index].seen))
+    assert len(found) == sum(len(spec.queries) for spec in specs.values())
+    return found
+
+
+@contextmanager
+def _load(made: System) -> Iterator[None]:
+    """Bursts of prompts: some fail, some are invalid. Bursts, so that calls queue up in Triton now and then."""
+    ended = threading.Event()
+    numbers = random.Random(4)
+
+    def prompt(number: int) -> dict[str, object]:
+        if numbers.random() < FAILING_SHARE:
+            return {"prompt": f"[[fail]] {number}"}
+        if numbers.random() < FAILING_SHARE:
+            return {"prompt": f"tell me about {number}", "max_tokens": 0}
+        return {"prompt": f"tell me about {number}"}
+
+    def publish() -> None:
+        burst = 0
+        while not ended.is_set():
+            made.publish([prompt(burst * PER_BURST + n) for n in range(PER_BURST)])
+            burst += 1
+            ended.wait(0.5)
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _play(prometheus: Prometheus, queries: Sequence[Asked], scenario: Scenario, since: float) -> None:
+    """Wait until every query of a scenario has shown something since it began."""
+    open_ones = [query for query in queries if query.scenario is scenario]
+    assert open_ones, scenario
+
+    def all_told() -> bool:
+        for query in open_ones:
+            query.ask(prometheus, since)
+        open_ones[:] = [query for query in open_ones if not query.telling]
+        return not open_ones
+
+    try:
+        eventually(f"every query shows something: {scenario}", all_told, within_s=25)
+    except AssertionError:
+        silent = "\n".join(f"{query.panel} {query.ref}: {query.expr}" for query in open_ones)
+        raise AssertionError(f"nothing but zero while {scenario}:\n{silent}") from None
+
+
+def _reads(prometheus: Prometheus, queries: Sequence[Asked], title: str, value: float) -> None:
+    """Wait until a stat says so, as an instant query like Grafana's."""
+    (query,) = (query for query in queries if query.panel == title)
+    eventually(
+        f"{title} reads {value:g}", lambda: [s for s in prometheus.query(query.expr) if s.last == value], 30
+    )
+
+
+def _kill_one(workers: Workers) -> None:
+    child: psutil.Process = workers.children()[0]
+    child.kill()
+
+
+def test_every_query_shows_something_in_its_scenario(shared_kafka: Kafka, tmp_path: Path) -> None:
+    queries = _every_query()
+    knobs = {"GPT4_NANO_TEST_PROMPTS": "1", "GPT4_NANO_BATCH_LATENCY_MS": str(BATCH_MS)}
+    with Triton(engine="canned", env=knobs) as triton, system(shared_kafka, triton, tmp_path) as made:
+        workers = made.start(WORKER_PROCESSES="2").ready()
+        targets = {"promptbus": f"127.0.0.1:{workers.port}", "triton": triton.metrics_address}
+        with Prometheus(targets, INTERVAL_S) as prometheus:
+            with _load(made):
+                _play(prometheus, queries, Scenario.UNDER_LOAD, time.time())
+                _reads(prometheus, queries, "Is it answering?", 1)
+                _reads(prometheus, queries, "Calls to Triton", 0)
+
+                began = time.time()
+                _kill_one(workers)
+                _play(prometheus, queries, Scenario.WORKER_KILLED, began)
+
+                began = time.time()
+                triton.kill()
+                _play(prometheus, queries, Scenario.TRITON_DOWN, began)
+                _reads(prometheus, queries, "Is it answering?", 2)
+                _reads(prometheus, queries, "Calls to Triton", 1)
+
+            triton.start()
+            _play(prometheus, queries, Scenario.CATCHING_UP, time.time())
+            _reads(prometheus, queries, "Is it answering?", 1)
+            _reads(prometheus, queries, "Oldest request", 0)
+            _reads(prometheus, queries, "Is it answering?", 0)
+
+            assert workers.terminate() == 0
+            _reads(prometheus, queries, "Workers", 0)
+            _reads(prometheus, queries, "Is it answering?", 3)
+    print("\nseries that told something, of all series, in the scenario of the query:")
+    for query in queries:
+        print(f"{query.telling:3} of {len(query.lines):3}  {query.panel} [{query.ref}], {query.scenario}")
