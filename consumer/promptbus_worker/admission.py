@@ -14,6 +14,7 @@ from promptbus.messages import (
     Json,
     NotARequest,
     Request,
+    RequestHeaders,
     decode_request,
     read_request_headers,
     reply_id,
@@ -69,15 +70,9 @@ class Admission:
         """`now` is monotonic seconds, `wall_ms` Unix milliseconds; the two meet only here (DESIGN rule 7)."""
         limits = self._limits
         headers = read_request_headers(record.headers)
-        pending = self.bare(record)
-        if headers.request_id is not None:
-            pending.request_id = headers.request_id
-        pending.correlation_id = headers.correlation_id
-        pending.traceparent = headers.traceparent
-        pending.tracestate = headers.tracestate
+        # First where replies go: whatever else is wrong, its sender reads it there.
+        pending, topic_problem = self._addressed(record, headers)
         try:
-            # First where replies go: whatever else is wrong, its sender reads it there.
-            topic_problem = self._set_reply_topic(pending, headers.reply_topic)
             value = record.value
             if value is not None and len(value) > limits.max_bytes:
                 raise _Refused(
@@ -104,6 +99,20 @@ class Admission:
         except _Refused as error:
             return Rejection(pending, error.code, error.message, dead_letter=False)
         return pending
+
+    def unread(self, record: Record) -> Pending:
+        """A record whose value is better not touched: all that its headers say of the reply."""
+        return self._addressed(record, read_request_headers(record.headers))[0]
+
+    def _addressed(self, record: Record, headers: RequestHeaders) -> tuple[Pending, str | None]:
+        """Also what is wrong with the header reply-topic, if anything."""
+        pending = self.bare(record)
+        if headers.request_id is not None:
+            pending.request_id = headers.request_id
+        pending.correlation_id = headers.correlation_id
+        pending.traceparent = headers.traceparent
+        pending.tracestate = headers.tracestate
+        return pending, self._set_reply_topic(pending, headers.reply_topic)
 
     def _set_reply_topic(self, pending: Pending, topic: str | None) -> str | None:
         """What is wrong with the header, if anything."""

@@ -3,7 +3,8 @@
 A batch leaves when it is full or when a call slot is free: an idle worker answers at once, a busy one fills its
 batches. The caller asks only when it has a slot. Requests share a batch if they have the same model and the same
 set of input tensors; the request that waits longest decides whose turn it is. A request on its last attempt goes
-alone, so that a prompt which makes every call time out cannot take its neighbours with it.
+alone, so that a prompt which makes every call time out cannot take its neighbours with it; and so does one that may
+have crashed a worker process.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Batcher:
         """Let a request wait, behind the others."""
         request.phase = Phase.WAITING
         request.waiting_since = now
-        self._group(request).append(request)
+        self._queue(request).append(request)
         self._count += 1
 
     def put_back(self, requests: Iterable[Pending]) -> None:
@@ -74,7 +75,7 @@ class Batcher:
         for request in sorted(requests, key=_age):
             request.phase = Phase.WAITING
             self._count += 1
-            queue = self._alone if is_last_attempt(request) else self._group(request)
+            queue = self._queue(request)
             if queue and _age(request) >= _age(queue[0]):
                 queue.insert(bisect_right(queue, _age(request), key=_age), request)
             else:
@@ -88,12 +89,20 @@ class Batcher:
         *,
         blocked: Collection[str] = (),
         alone_in_flight: Collection[str] = (),
+        idle: bool = True,
     ) -> Batch | None:
         """The next batch, or None if nothing may leave yet.
 
+        A crash suspect goes before all others, but only when the worker is `idle`: with nothing else in flight.
         `blocked` models are passed over. Of a model in `alone_in_flight` no second last attempt leaves: Triton may
         join them into one batch again, and one would make the other time out.
         """
+        suspect = next((r for r in self._alone if r.crash_suspect and r.model not in blocked), None)
+        if suspect is not None:
+            if not idle:
+                return None
+            self._alone.remove(suspect)
+            return self._close([suspect], ClosedBy.SIZE)
         alone = next(
             (r for r in self._alone if r.model not in blocked and r.model not in alone_in_flight), None
         )
@@ -113,9 +122,9 @@ class Batcher:
         return any(name == model for name, _ in self._groups) or any(r.model == model for r in self._alone)
 
     def take_one(self, model: str) -> Pending | None:
-        """The request of this model that waits longest, to be run alone."""
+        """The request of this model that waits longest, to be run alone; never a crash suspect."""
         waiting = [group[0] for (name, _), group in self._groups.items() if name == model]
-        waiting += [request for request in self._alone if request.model == model][:1]
+        waiting += [r for r in self._alone if r.model == model and not r.crash_suspect][:1]
         if not waiting:
             return None
         request = min(waiting, key=_age)
@@ -185,6 +194,9 @@ class Batcher:
         if len(group) >= self._max_size(model):
             return True
         return sum(request.size for request in group) > self._max_bytes
+
+    def _queue(self, request: Pending) -> deque[Pending]:
+        return self._alone if request.crash_suspect or is_last_attempt(request) else self._group(request)
 
     def _group(self, request: Pending) -> deque[Pending]:
         return self._groups.setdefault((_model(request), request.signature), deque())

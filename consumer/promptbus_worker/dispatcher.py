@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 from promptbus.messages import ErrorCode
 from promptbus_worker.admission import Admission
 from promptbus_worker.batcher import Batch, Batcher, ClosedBy, is_last_attempt
+from promptbus_worker.crash_suspects import CRASHES, KnownSuspects
 from promptbus_worker.deadline import Clock
 from promptbus_worker.expiry import Expiry
 from promptbus_worker.freeze import FreezeGuard
 from promptbus_worker.gates import Gates
+from promptbus_worker.in_flight_file import InFlightFile
 from promptbus_worker.ledger import Ownership
 from promptbus_worker.model import InferenceClient, ModelSpec
 from promptbus_worker.outcomes import VERDICTS
@@ -89,6 +91,8 @@ class Dispatcher:
         self._clock = clock
         self._wall_clock = wall_clock
         self._gates = gates
+        # A row for each call and probe, and one for what is being admitted.
+        self._in_flight_file = InFlightFile.from_environment(concurrency + len(specs) + 1)
         self._expiry = Expiry(self._expired, clock)
         self.freeze = FreezeGuard(clock())
         self._runner = Runner(
@@ -96,6 +100,7 @@ class Dispatcher:
             specs=specs,
             model_version=model_version,
             breakers=gates.breakers,
+            in_flight_file=self._in_flight_file,
             freeze=self.freeze,
             replies=replies,
             traffic=self,
@@ -104,7 +109,9 @@ class Dispatcher:
             timeout_s=timeout_s,
             clock=clock,
         )
+        self._suspects = KnownSuspects.from_environment()
         self._in_flight: dict[asyncio.Task[None], Batch] = {}
+        self._exclusive: asyncio.Task[None] | None = None  # runs a crash suspect: nothing else may start
         self._leaving: set[Ownership] = set()
         self._draining = False
         self._stopped = False
@@ -117,22 +124,38 @@ class Dispatcher:
 
     def accept(self, records: Sequence[Record]) -> None:
         """Records just polled: answer what is no request, let the rest wait, start what may start."""
-        now, wall_ms = self._clock(), self._wall_clock() * 1000
-        for record in records:
-            if record.ownership.live:
-                try:
-                    self._accept(record, now, wall_ms)
-                except Exception:
-                    # Our own defect must not take the worker down with the same record again and again.
-                    log.exception("a record could not be admitted", extra=where(record))
-                    self._replies.error(self._admission.bare(record), ErrorCode.INTERNAL)
+        suspects = self._suspects.now()
+        alone = [record for record in records if record.place in suspects] if suspects else []
+        together = [record for record in records if record.place not in suspects] if alone else records
+        self._admit(together)
+        for record in alone:
+            if suspects[record.place] < CRASHES:
+                self._admit([record], crash_suspect=True)
+            elif record.ownership.live:
+                log.error(
+                    f"a record is given up: {CRASHES} worker processes crashed on it", extra=where(record)
+                )
+                self._replies.error(self._admission.unread(record), ErrorCode.INTERNAL)
         self.pump()
 
-    def _accept(self, record: Record, now: float, wall_ms: float) -> None:
+    def _admit(self, records: Sequence[Record], *, crash_suspect: bool = False) -> None:
+        now, wall_ms = self._clock(), self._wall_clock() * 1000
+        with self._in_flight_file.working_on([record.place for record in records]):
+            for record in records:
+                if record.ownership.live:
+                    try:
+                        self._accept(record, now, wall_ms, crash_suspect)
+                    except Exception:
+                        # Our own defect must not take the worker down with the same record again and again.
+                        log.exception("a record could not be admitted", extra=where(record))
+                        self._replies.error(self._admission.bare(record), ErrorCode.INTERNAL)
+
+    def _accept(self, record: Record, now: float, wall_ms: float, crash_suspect: bool) -> None:
         request = self._admission.admit(record, now=now, wall_ms=wall_ms)
         if isinstance(request, Rejection):
             self._replies.reject(request)
         else:
+            request.crash_suspect = crash_suspect
             self._batcher.offer(request, now)
             self._expiry.watch(request)
 
@@ -207,8 +230,13 @@ class Dispatcher:
             return
         now = self._clock()
         blocked = self._gates.blocked(now)
-        while len(self._in_flight) < self._concurrency and not self._replies.congested and len(self._batcher):
-            batch = self._batcher.take(now, blocked=blocked, alone_in_flight=self._alone_in_flight())
+        while self._has_slot() and len(self._batcher):
+            batch = self._batcher.take(
+                now,
+                blocked=blocked,
+                alone_in_flight=self._alone_in_flight(),
+                idle=not self._in_flight,
+            )
             if batch is None:
                 break
             self._metrics.batches_total[batch.model, batch.closed_by].inc()
@@ -227,6 +255,10 @@ class Dispatcher:
         self._note_idle()
         self._set_wake(now, blocked)
 
+    def _has_slot(self) -> bool:
+        free = len(self._in_flight) < self._concurrency and self._exclusive is None
+        return free and not self._replies.congested
+
     def _alone_in_flight(self) -> list[str]:
         batches = self._in_flight.values()
         return [b.model for b in batches if len(b.requests) == 1 and is_last_attempt(b.requests[0])]
@@ -234,10 +266,14 @@ class Dispatcher:
     def _start(self, run: Coroutine[object, object, None], batch: Batch) -> None:
         task = asyncio.get_running_loop().create_task(run)
         self._in_flight[task] = batch
+        if batch.requests and batch.requests[0].crash_suspect:
+            self._exclusive = task
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._gates.ended(self._in_flight.pop(task), self._clock())
+        if task is self._exclusive:
+            self._exclusive = None
         self.pump()
 
     def _set_wake(self, now: float, blocked: Sequence[str]) -> None:
@@ -245,7 +281,7 @@ class Dispatcher:
             self._wake.cancel()
             self._wake = None
         times = [self._gates.resumes_in(now)]
-        if len(self._in_flight) < self._concurrency and not self._replies.congested:
+        if self._has_slot():
             times.append(self._batcher.next_due(now, blocked))
         due = [time for time in times if time is not None]
         if due:

@@ -19,12 +19,13 @@ from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from promptbus_worker import lag_files
+from promptbus_worker import in_flight_file, lag_files
+from promptbus_worker.crash_suspects import CrashSuspects
 from promptbus_worker.freeze import FreezeGuard
 from promptbus_worker.health import SlotView, View
 from promptbus_worker.heartbeat import DRAINING
 from promptbus_worker.stuck import Watch
-from promptbus_worker.worker_process import Backoff, Exit, WorkerProcess, describe_exit
+from promptbus_worker.worker_process import Backoff, Exit, WorkerProcess, describe_exit, is_crash
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Fleet:
         self._clock = clock
         self._freeze = FreezeGuard(clock())
         self._slots = [_Slot(number, backoff()) for number in range(processes)]
+        self._suspects = CrashSuspects()
         self._restarts = 0
         self._result = 0
         self._stop_requests = 0
@@ -148,6 +150,9 @@ class Fleet:
                 continue
             self._release(slot, process)
             reason = process.heartbeat.stopping if process.heartbeat else None
+            if is_crash(code):
+                self._note_crash(slot)
+            in_flight_file.remove(self._metrics_dir, slot.number)
             slot.last_end = (
                 f"was stuck ({process.stuck}) and killed" if process.stuck else describe_exit(code)
             )
@@ -162,6 +167,21 @@ class Fleet:
             else:
                 lived_s = self._clock() - process.started_at
                 self._failed(slot, slot.last_end, lived_s=lived_s, was_ready=process.was_ready)
+
+    def _note_crash(self, slot: _Slot) -> None:
+        """Before the next process starts: it must know what to run alone."""
+        in_flight = in_flight_file.read(self._metrics_dir, slot.number)
+        if not in_flight:
+            return
+        self._suspects.crashed(in_flight)
+        log.warning(
+            "what the crashed worker was working on is run alone from now on",
+            extra={"worker": slot.number, "records": len(in_flight), "suspects": sorted(in_flight)[:5]},
+        )
+        try:
+            self._suspects.save(self._metrics_dir)
+        except OSError as error:
+            log.error("the crash suspects could not be written down", extra={"error": str(error)})
 
     def _judge(self) -> None:
         for slot in self._slots:

@@ -24,6 +24,9 @@ from typing import NamedTuple
 
 from promptbus_worker.commit_metadata import Runs, encode
 
+Place = tuple[int, int]
+"""Partition and offset of a record of the request topic."""
+
 
 class LedgerError(Exception):
     """A move that cannot happen if the rest of the worker is right."""

@@ -6,7 +6,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from promptbus.messages import ErrorCode, Headers, JsonObject, Usage
-from promptbus_worker.ledger import Ownership
+from promptbus_worker.ledger import Ownership, Place
 from promptbus_worker.model import Inputs
 from promptbus_worker.outcomes import CallFailure
 
@@ -25,6 +25,11 @@ class Record(NamedTuple):
     problem: str | None = None
     """Why headers is None although the record has some: a sentence for its sender."""
 
+    @property
+    def place(self) -> Place:
+        """Partition and offset."""
+        return self.ownership.partition, self.offset
+
 
 class Phase(Enum):
     """Where a request is. It moves ADMITTED → WAITING ⇄ IN_FLIGHT → ANSWERED, or is DROPPED while it waits."""
@@ -42,7 +47,8 @@ class Pending:
     Owned by the event loop. Times are monotonic seconds. `expires_at` is None without a deadline.
     `attempts` counts the calls that carried it, may have run, and were not narrowed further.
     `suspect_since` is when a call first failed with this request alone, `failed_since` when the first call began that
-    timed out or broke: guilt needs a witness from after that (`runner`).
+    timed out or broke: guilt needs a witness from after that (`runner`). `crash_suspect`: a process died while it worked
+    on this one, so nothing else may be in flight with it.
     """
 
     __slots__ = (
@@ -50,6 +56,7 @@ class Pending:
         "attempts",
         "code",
         "correlation_id",
+        "crash_suspect",
         "dispatched_at",
         "expires_at",
         "failed_since",
@@ -89,6 +96,7 @@ class Pending:
         self.size = 0
         self.expires_at: float | None = None
         self.phase = Phase.ADMITTED
+        self.crash_suspect = False
         self.attempts = 0
         self.failures_alone = 0
         self.suspect_since: float | None = None

@@ -16,6 +16,7 @@ from promptbus_worker.batcher import LAST_ATTEMPT, Batch
 from promptbus_worker.breaker import Breaker
 from promptbus_worker.deadline import Clock
 from promptbus_worker.freeze import FreezeGuard
+from promptbus_worker.in_flight_file import InFlightFile
 from promptbus_worker.model import BadRow, InferenceClient, Inputs, ModelSpec, Row, TensorValue
 from promptbus_worker.outcomes import VERDICTS, Action, CallError, CallFailure, ModelUnusable, Verdict
 from promptbus_worker.record import Pending, Phase, Record
@@ -83,6 +84,7 @@ class Runner:
         specs: dict[str, ModelSpec],
         model_version: str | None,
         breakers: Mapping[str, Breaker],
+        in_flight_file: InFlightFile,
         freeze: FreezeGuard,
         replies: Replies,
         traffic: Traffic,
@@ -96,6 +98,7 @@ class Runner:
         self._specs = specs
         self._model_version = model_version
         self._breakers = breakers
+        self._in_flight_file = in_flight_file
         self._freeze = freeze
         self._replies = replies
         self._traffic = traffic
@@ -156,15 +159,16 @@ class Runner:
         if request is None:
             return True
         batch.requests.append(request)
-        call = self._begin(batch.requests)
-        try:
-            version, rows = await self._call(model, batch.requests, call)
-        except CallError as error:
-            request.waiting_since = self._clock()  # at the end of the queue: the next probe takes another
-            narrows = VERDICTS[error.failure].action in (Action.BISECT, Action.SPLIT)
-            return narrows and not self._traffic.others(model)  # and if there is none, let others come
-        await self._traffic.polled_since_freeze()
-        self._answer(batch.requests, version, rows)
+        with self._in_flight_file.working_on([request.record.place]):
+            call = self._begin(batch.requests)
+            try:
+                version, rows = await self._call(model, batch.requests, call)
+            except CallError as error:
+                request.waiting_since = self._clock()  # at the end of the queue: the next probe takes another
+                narrows = VERDICTS[error.failure].action in (Action.BISECT, Action.SPLIT)
+                return narrows and not self._traffic.others(model)  # and if there is none, let others come
+            await self._traffic.polled_since_freeze()
+            self._answer(batch.requests, version, rows)
         return True
 
     async def _narrow(self, model: str, requests: list[Pending]) -> None:
@@ -178,21 +182,25 @@ class Runner:
             if breaker.is_open:
                 self._traffic.put_back(part)
                 continue
-            call = self._begin(part)
-            try:
-                version, rows = await self._call(model, part, call)
-            except CallError as error:
-                await self._traffic.polled_since_freeze()
-                part = unanswered(part)
-                if part:
-                    smaller, suspect = await self._failed(model, part, call, error)
-                    parts += smaller
-                    suspects += suspect
-            else:
-                breaker.succeeded(call.began)
-                await self._traffic.polled_since_freeze()
-                self._answer(part, version, rows)
+            with self._in_flight_file.working_on([request.record.place for request in part]):
+                smaller, suspect = await self._try(model, part)
+            parts += smaller
+            suspects += suspect
         self._judge(model, [suspect for suspect in suspects if unanswered([suspect.request])])
+
+    async def _try(self, model: str, part: list[Pending]) -> tuple[list[list[Pending]], list[_Suspect]]:
+        """Call and answer. After a failure, what `_failed` says is left of it."""
+        call = self._begin(part)
+        try:
+            version, rows = await self._call(model, part, call)
+        except CallError as error:
+            await self._traffic.polled_since_freeze()
+            part = unanswered(part)
+            return await self._failed(model, part, call, error) if part else ([], [])
+        self._breakers[model].succeeded(call.began)
+        await self._traffic.polled_since_freeze()
+        self._answer(part, version, rows)
+        return [], []
 
     async def _failed(
         self, model: str, part: list[Pending], call: _Call, error: CallError

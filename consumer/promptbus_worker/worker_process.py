@@ -149,6 +149,13 @@ class WorkerProcess:
             self.heartbeat_fd = None
 
 
+def is_crash(code: int) -> bool:
+    """Whether a process ended by its own fault. SIGKILL and SIGTERM come from outside (an operator, a full machine)."""
+    if code < 0:
+        return -code not in (signal.SIGKILL, signal.SIGTERM)
+    return code not in set(Exit)
+
+
 def describe_exit(code: int) -> str:
     """How a worker ended, for people."""
     if code < 0:

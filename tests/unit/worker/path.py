@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from confluent_kafka import KafkaException
 
@@ -136,8 +137,9 @@ class FakeModel:
         self.bad_rows: set[str] = set()
         self.hangs: set[str] = set()
         self.breaks: set[str] = set()
-        self.running = 0
-        self.most_running = 0
+        self.running: list[list[str]] = []
+        self.most_running: dict[str, int] = {}
+        """Calls at once while each prompt was running."""
         self.spec = SPEC
         self.before_answer: Callable[[], None] = lambda: None
         self._instances: asyncio.Semaphore | None = None
@@ -164,8 +166,9 @@ class FakeModel:
     ) -> tuple[str, list[Row | BadRow]]:
         prompts = [str(inputs["prompt"], "utf-8") for inputs in batch if isinstance(inputs["prompt"], bytes)]
         self.calls.append(prompts)
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
+        self.running.append(prompts)
+        for prompt in chain.from_iterable(self.running):
+            self.most_running[prompt] = max(self.most_running.get(prompt, 0), len(self.running))
         try:
             if self.failure is CallFailure.TIMEOUT or self.hangs & set(prompts) or self.latency_s > timeout_s:
                 await asyncio.sleep(timeout_s)
@@ -189,7 +192,7 @@ class FakeModel:
             if len(batch) > self.spec.max_batch_size:
                 raise CallError(CallFailure.BAD_REQUEST, "batch too large", status=400)
         finally:
-            self.running -= 1
+            self.running.remove(prompts)
         return "1", [
             BadRow("not UTF-8") if p in self.bad_rows else Row(f"echo {p}", 5, 2, 3, "stop") for p in prompts
         ]
