@@ -116,7 +116,9 @@ def unit(series: Series) -> str:
     for suffix, name in (("_seconds", "seconds"), ("_bytes", "bytes")):
         if series.name.endswith(suffix):
             return name
-    return {"build_info": "always 1", "breaker_open": "0 or 1"}.get(series.name, "count")
+    if series.help.startswith("1 while"):
+        return "0 or 1"
+    return "always 1" if series is BUILD_INFO else "count"
 
 
 def label(label: Label) -> str:

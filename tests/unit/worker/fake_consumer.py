@@ -15,6 +15,7 @@ from typing import Protocol, cast
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from promptbus_worker.intake import Intake
+from promptbus_worker.lag_report import LagReport
 from promptbus_worker.ledger import Ownership
 from promptbus_worker.metrics import Metrics
 from promptbus_worker.positions import Positions
@@ -321,9 +322,11 @@ class Rig:
         max_bytes: int = 1 << 20,
         revoke_s: float = 5.0,
         start_at_end: bool = False,
+        lag_report: LagReport | None = None,
+        clock: FakeClock | None = None,
     ) -> None:
         self.group = group if group is not None else Group()
-        self.clock = FakeClock()
+        self.clock = clock or FakeClock()
         self.loop = RecordingLoop()
         self.waits: list[float] = []
         self.while_waiting: Callable[[], None] = _nothing
@@ -337,6 +340,7 @@ class Rig:
             max_records=max_records,
             max_bytes=max_bytes,
             revoke_s=revoke_s,
+            lag_report=lag_report,
             clock=self.clock,
             make_consumer=self._make,
         )

@@ -14,7 +14,7 @@ import pytest
 
 from promptbus_worker.exposition import registry_of
 from promptbus_worker.fleet import Fleet
-from promptbus_worker.health import View, not_ready
+from promptbus_worker.health import not_ready
 from promptbus_worker.worker_process import Backoff, describe_exit
 from tests.unit.worker.scripted import GOOD, PRELUDE, until, worker
 
@@ -288,125 +288,6 @@ serve()
 
 
 LABELS: dict[str, dict[str, str]] = {"requests_total": {"model": "m", "code": "ok"}}
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"\xff" * 100, b"\x00" * 100, b"\x40\x00\x00\x00\x00\x00\x00\x00\x05\x00\x00\x00x"]
-)
-def test_a_broken_metrics_file_does_not_fail_the_scrape(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "counter_7.db").write_bytes(content)
-    view = View(at=0, stopping=None, restarts=3, slots=())
-    registry = registry_of(tmp_path, view)
-    assert registry.get_sample_value("promptbus_worker_restarts_total") == 3
-
-
-# -- stuck workers ---------------------------------------------------------------------------------------------------
-
-FIRST_IS_STUCK = """
-def first():
-    try:
-        os.close(os.open(os.path.join({directory!r}, "first"), os.O_CREAT | os.O_EXCL))
-        return True
-    except FileExistsError:
-        return False
-"""
-
-
-@pytest.mark.parametrize(
-    ("stuck", "says"),
-    [
-        ("beat(); time.sleep(1000)", "no heartbeat for "),
-        ("beat(); os.kill(os.getpid(), signal.SIGSTOP)", "no heartbeat for "),
-        (
-            "while True: beat(age=5.0); time.sleep(0.1)",
-            "its Kafka consumer has made no progress for 5 s",
-        ),
-        (
-            "while True: beat(oldest_call_s=5.0); time.sleep(0.1)",
-            "an inference call has not ended for 5 s, in spite of its time-out",
-        ),
-    ],
-    ids=["silent", "stopped", "consumer", "call"],
-)
-def test_a_stuck_worker_writes_its_stacks_and_is_started_again(
-    tmp_path: Path,
-    stuck: str,
-    says: str,
-    caplog: pytest.LogCaptureFixture,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    program = (
-        PRELUDE
-        + FIRST_IS_STUCK.format(directory=str(tmp_path))
-        + f"""
-import faulthandler
-faulthandler.register(signal.SIGUSR1)
-def stand_still():
-    {stuck}
-if first():
-    stand_still()
-serve()
-"""
-    )
-    with fleet_of(program, tmp_path, stuck_s=1.0) as running:
-        until(lambda: running.fleet.view.restarts == 1 and running.ready(), "the second one ready")
-        (slot,) = running.fleet.view.slots
-        assert slot.last_end.startswith(f"was stuck ({says}")
-        running.fleet.stop()
-        assert running.ended() == 0
-    (line,) = [r for r in caplog.records if "worker is stuck" in r.getMessage()]
-    assert says in line.getMessage()
-    stopped = "SIGSTOP" in stuck
-    assert vars(line)["state"] == ("stopped by a signal" if stopped else "runs")
-    assert ("in stand_still" in capfd.readouterr().err) != stopped
-
-
-def test_slow_waiting_and_draining_workers_are_left_alone(tmp_path: Path) -> None:
-    program = (
-        PRELUDE
-        + marks_its_start(tmp_path)
-        + """
-began = time.monotonic()
-while time.monotonic() < began + 4.0:
-    state = {0: {"age": 0.9}, 1: {"oldest_call_s": 0.9}, 2: {"ready": False, "waiting_for": "Kafka"},
-             3: {"age": 50.0, "oldest_call_s": 50.0, "stopping": "the producer is fenced"}}[slot]
-    beat(**state)
-    time.sleep(0.05)
-serve()
-"""
-    )
-    with fleet_of(program, tmp_path, processes=4, stuck_s=1.0) as running:
-        until(running.ready, "their slow time is over")
-        assert running.fleet.view.restarts == 0
-        assert counted(tmp_path) == 4
-        running.fleet.stop()
-        assert running.ended() == 0
-
-
-def test_a_supervisor_that_stood_still_listens_before_it_judges(tmp_path: Path) -> None:
-    """Its clock jumps by an hour, as when it was stopped and continued: nobody can have been heard meanwhile."""
-    jumped = threading.Event()
-    program = PRELUDE + marks_its_start(tmp_path) + "serve()"
-    fleet = Fleet(
-        command=worker(program),
-        env=os.environ,
-        processes=2,
-        drain_s=10,
-        stuck_s=5.0,
-        metrics_dir=tmp_path,
-        clock=lambda: time.monotonic() + (3600 if jumped.is_set() else 0),
-    )
-    running = Running(fleet, tmp_path)
-    try:
-        until(running.ready, "ready")
-        jumped.set()
-        before = fleet.view
-        until(lambda: fleet.view.at > before.at + 3600.5, "turns after the jump")
-        assert fleet.view.restarts == 0
-        assert counted(tmp_path) == 2
-    finally:
-        fleet.stop()
-        assert running.ended() == 0
 
 
 def test_exits_are_described_for_people() -> None:
