@@ -23,10 +23,11 @@ from promptbus_worker.gates import Gates
 from promptbus_worker.in_flight_file import InFlightFile
 from promptbus_worker.ledger import Ownership
 from promptbus_worker.model import InferenceClient, ModelSpec
+from promptbus_worker.outage import Outage
 from promptbus_worker.outcomes import VERDICTS
-from promptbus_worker.record import Pending, Phase, Record, Rejection
+from promptbus_worker.record import Pending, Phase, Record, Rejection, where
 from promptbus_worker.replies import Replies
-from promptbus_worker.runner import Runner, unanswered, where
+from promptbus_worker.runner import Runner, unanswered
 
 if TYPE_CHECKING:
     from promptbus_worker.metrics import Metrics
@@ -93,6 +94,7 @@ class Dispatcher:
         self._gates = gates
         # A row for each call and probe, and one for what is being admitted.
         self._in_flight_file = InFlightFile.from_environment(concurrency + len(specs) + 1)
+        self._outages = {model: Outage(log, f"Triton's model {model}") for model in specs}
         self._expiry = Expiry(self._expired, clock)
         self.freeze = FreezeGuard(clock())
         self._runner = Runner(
@@ -147,8 +149,10 @@ class Dispatcher:
                         self._accept(record, now, wall_ms, crash_suspect)
                     except Exception:
                         # Our own defect must not take the worker down with the same record again and again.
-                        log.exception("a record could not be admitted", extra=where(record))
-                        self._replies.error(self._admission.bare(record), ErrorCode.INTERNAL)
+                        request = self._admission.bare(record)
+                        extra = {"request_id": request.request_id, **where(record)}
+                        log.exception("a record could not be admitted", extra=extra)
+                        self._replies.error(request, ErrorCode.INTERNAL)
 
     def _accept(self, record: Record, now: float, wall_ms: float, crash_suspect: bool) -> None:
         request = self._admission.admit(record, now=now, wall_ms=wall_ms)
@@ -251,6 +255,8 @@ class Dispatcher:
                 breaker.probe()
                 batch = Batch(model, [], ClosedBy.SLOT)
                 self._start(self._runner.probe(batch), batch)
+        for model, breaker in self._gates.breakers.items():
+            self._outages[model].look(breaker.is_down, now, self._runner.last_failure.get(model))
         self._hold_if_all_closed(now)
         self._note_idle()
         self._set_wake(now, blocked)
@@ -293,7 +299,7 @@ class Dispatcher:
             self._held = held
             self._intake.hold(held)
             if held:
-                log.warning("no model can be called: partitions are paused until one answers")
+                log.info("no model can be called: partitions are paused until one answers")
             else:
                 log.info("partitions resume")
 

@@ -65,6 +65,10 @@ class Loop(Protocol):
         """The worker cannot go on; `reason` is a sentence for the operator. `restart`: a new process may mend it."""
         ...
 
+    def trouble(self, why: str) -> None:
+        """The client has an error that it deals with itself; brokers may be gone."""
+        ...
+
 
 class Intake:
     """Runs `run` in a thread of its own. What other threads may call is marked so."""
@@ -270,6 +274,8 @@ class Intake:
         """The error callback, inside poll: the only place where a fatal error says that it is one."""
         if error.fatal():
             self._stop(stop_sentence(error.name(), error.str()), restart=not needs_operator(error.name()))
+        else:
+            self._loop.trouble(f"{error.name()}: {error.str()}")
 
     def _consumer_error(self, error: KafkaError) -> None:
         name = error.name()

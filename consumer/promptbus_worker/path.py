@@ -18,6 +18,7 @@ from confluent_kafka import KafkaException, Producer
 from promptbus_worker import kafka
 from promptbus_worker.admission import Admission, Limits
 from promptbus_worker.batcher import Batcher
+from promptbus_worker.broker_watch import BrokerWatch
 from promptbus_worker.deadline import Deadline
 from promptbus_worker.dispatcher import Dispatcher
 from promptbus_worker.gates import Gates
@@ -81,6 +82,7 @@ class Path:
         )
         gates = Gates(specs)
         self._kafka_producer = self._producer(settings, name, surroundings.limits)
+        self._brokers = BrokerWatch(self._ask_broker, settings.kafka_bootstrap, time.monotonic)
         self.replies = Replies(
             cast(ReplyProducer, self._kafka_producer),  # its annotations are wider
             ReplyRecords(
@@ -132,6 +134,9 @@ class Path:
             for _ in range(2):
                 self._kafka_producer.list_topics(timeout=CONNECT_S)
 
+    def _ask_broker(self) -> None:
+        self._kafka_producer.list_topics(timeout=CONNECT_S)
+
     def start(self) -> None:
         """Begin to consume."""
         self._thread.start()
@@ -139,6 +144,7 @@ class Path:
     async def drain(self, budget_s: float) -> bool:
         """Finish what was dispatched, commit, leave the group. False if the budget ran out before all was done."""
         deadline = Deadline(budget_s)
+        await self._brokers.stop()
         self.intake.drain()
         begun = await self._begun(deadline)
         idle = begun and await self.dispatcher.idle(deadline.remaining_s())
@@ -188,6 +194,10 @@ class Path:
     def stop(self, reason: str, restart: bool) -> None:
         """The consumer cannot go on."""
         self._soon(self._on_stop, Exit.FAILED if restart else Exit.GAVE_UP, reason)
+
+    def trouble(self, why: str) -> None:
+        """A Kafka client has an error."""
+        self._soon(self._brokers.trouble, why)
 
     def _soon(self, call: Callable[..., None], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: this process is past caring

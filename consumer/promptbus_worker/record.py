@@ -111,6 +111,26 @@ class Pending:
         self.unacknowledged = 0
 
 
+def where(record: Record) -> dict[str, object]:
+    """A record's place, for the log."""
+    owner = record.ownership
+    return {
+        "topic": owner.topic,
+        "partition": owner.partition,
+        "offset": record.offset,
+        "epoch": owner.epoch,
+    }
+
+
+def about(request: Pending) -> dict[str, object]:
+    """A request, for the log, which leaves the prompt out unless LOG_PROMPTS asks for it."""
+    return {
+        "request_id": request.request_id,
+        **where(request.record),
+        "prompt": request.inputs.get("prompt"),
+    }
+
+
 class Rejection(NamedTuple):
     """A record that is answered without inference."""
 

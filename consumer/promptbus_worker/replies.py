@@ -24,7 +24,7 @@ from promptbus_worker.deadline import Clock
 from promptbus_worker.kafka_outcomes import DeliveryAction, delivery_verdict, stop_sentence
 from promptbus_worker.model import Row
 from promptbus_worker.outcomes import sentence
-from promptbus_worker.record import Pending, Phase, Record, Rejection
+from promptbus_worker.record import Pending, Phase, Record, Rejection, about
 from promptbus_worker.reply_records import SMALLEST_LIMIT, Outgoing, ReplyRecords
 from promptbus_worker.vocabulary import UNKNOWN_MODEL
 
@@ -153,6 +153,8 @@ class Replies:
         if code.dead_lettered or not is_request:
             outgoing.append(self._records.dead_letter(request, code))
             self._metrics.dead_letters_total[code].inc()
+            extra = {"code": str(code), "attempts": request.attempts, **about(request)}
+            log.warning("a request goes to the dead letters", extra=extra)
         request.usage = None
         request.unacknowledged = len(outgoing)
         self._answered(request, code)
@@ -261,9 +263,8 @@ class Replies:
             action = DeliveryAction.DROPPED  # the next owner answers it
         match action:
             case DeliveryAction.RESEND:
-                log.warning(
-                    "a record was not written, trying again", extra={"topic": outgoing.topic, "error": name}
-                )
+                extra = {**about(outgoing.pending), "written_to": outgoing.topic, "error": name}
+                log.warning("a record was not written, trying again", extra=extra)
                 self._resend(outgoing)
             case DeliveryAction.TOO_LARGE:
                 self._refused_for_size(outgoing)

@@ -19,7 +19,8 @@ from promptbus_worker.freeze import FreezeGuard
 from promptbus_worker.in_flight_file import InFlightFile
 from promptbus_worker.model import BadRow, InferenceClient, Inputs, ModelSpec, Row, TensorValue
 from promptbus_worker.outcomes import VERDICTS, Action, CallError, CallFailure, ModelUnusable, Verdict
-from promptbus_worker.record import Pending, Phase, Record
+from promptbus_worker.record import Pending, Phase, about
+from promptbus_worker.redaction import ServerText
 from promptbus_worker.replies import Replies
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ class Runner:
         self._on_stop = on_stop
         self._timeout_s = timeout_s
         self._clock = clock
+        self.last_failure: dict[str, str] = {}
+        """By model, how its last call failed. In words of ours: a server's may quote prompts."""
         self._running: dict[object, float] = {}  # calls, the one that began first in front
 
     @property
@@ -250,6 +253,7 @@ class Runner:
             answer = await self._client.infer(self._specs[model], inputs, timeout_s)
         except CallError as error:
             calls[model, VERDICTS[error.failure].call_result].inc()
+            self._note_failure(model, error)
             raise
         finally:
             now = self._clock()
@@ -265,6 +269,7 @@ class Runner:
             spec = await self._client.read_spec(model, self._model_version)
         except (CallError, ModelUnusable) as error:
             log.debug("metadata cannot be read", extra={"model": model, "error": str(error)})
+            self._note_failure(model, error)
             return False
         if spec.inputs != self._specs[model].inputs:
             # What waits was admitted for the old inputs. A restart admits it anew; nothing else is as simple.
@@ -280,13 +285,13 @@ class Runner:
             if request.phase is not Phase.IN_FLIGHT or not request.record.ownership.live:
                 continue  # answered at its deadline, or somebody else's by now
             if isinstance(row, BadRow):
-                log.warning("an output cannot be read", extra={**where(request.record), "why": row.reason})
+                log.warning("an output cannot be read", extra={**about(request), "why": row.reason})
                 self._finish(request, ErrorCode.BAD_MODEL_OUTPUT)
             else:
                 try:
                     self._replies.answer(request, row, version)
                 except Exception:  # its neighbours have answers to be written
-                    log.exception("an answer could not be written", extra=where(request.record))
+                    log.exception("an answer could not be written", extra=about(request))
                     self._finish(request, ErrorCode.INTERNAL)
 
     def _not_their_fault(
@@ -358,23 +363,19 @@ class Runner:
         request.attempts += 1
         self._replies.error(request, code)
 
+    def _note_failure(self, model: str, error: CallError) -> None:
+        status = f" (HTTP {error.status})" if error.status else ""
+        self.last_failure[model] = f"{error.failure}{status}"
+
     def _log_failure(self, model: str, part: Sequence[Pending], error: CallError) -> None:
         level = logging.DEBUG if error.failure is CallFailure.REFUSED else logging.WARNING
-        extra = {"model": model, "requests": len(part), "failure": str(error.failure), "detail": error.detail}
-        log.log(level, "a call failed", extra={**extra, **where(part[0].record)})
+        # The kind of failure is part of the template: a flood of one must not hide another. The first request stands
+        # for its batch.
+        detail = ServerText(error.detail, [request.inputs.get("prompt") for request in part])
+        extra = {"model": model, "requests": len(part), **about(part[0]), "detail": detail}
+        log.log(level, "a call failed: " + error.failure, extra=extra)
 
 
 def unanswered(requests: Sequence[Pending]) -> list[Pending]:
     """Those still in flight whose partition is still ours."""
     return [r for r in requests if r.phase is Phase.IN_FLIGHT and r.record.ownership.live]
-
-
-def where(record: Record) -> dict[str, object]:
-    """A record's place, for the log."""
-    owner = record.ownership
-    return {
-        "topic": owner.topic,
-        "partition": owner.partition,
-        "offset": record.offset,
-        "epoch": owner.epoch,
-    }

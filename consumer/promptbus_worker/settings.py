@@ -92,6 +92,9 @@ class Settings(TritonSettings, KafkaSettings):
     log_format: Literal["json", "text"] | None = Field(
         default=None, description="`json` or `text`; unset: text on a terminal, json elsewhere"
     )
+    log_prompts: bool = Field(
+        default=False, description="Lines about a failed request show its prompt's first 200 characters"
+    )
 
     @field_validator("log_level", mode="before")
     @classmethod

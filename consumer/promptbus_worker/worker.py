@@ -34,7 +34,7 @@ from promptbus_worker.startup import Surroundings, wait_for_surroundings
 from promptbus_worker.triton import TritonClient
 from promptbus_worker.worker_process import Exit
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("promptbus_worker.worker")  # it runs as __main__
 
 TICK_S = 0.1
 HEARTBEAT_EVERY_TICKS = 5
@@ -165,7 +165,7 @@ def main() -> int:
     faulthandler.register(signal.SIGUSR1)
     settings = load(Settings)
     slot = int(os.environ.get(SLOT_VARIABLE, "0"))
-    logs.configure(settings.log_level, settings.log_format, slot)
+    logs.configure(settings.log_level, settings.log_format, slot, prompts=settings.log_prompts)
     heartbeats = HeartbeatWriter.from_environment()
     try:
         return uvloop.run(Worker(settings, slot, heartbeats).run())

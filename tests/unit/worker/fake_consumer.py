@@ -267,6 +267,7 @@ class RecordingLoop:
         self.forgotten: list[Ownership] = []
         self.drained: list[list[Ownership]] = []
         self.stopped: list[tuple[str, bool]] = []
+        self.troubles: list[str] = []
         self.on_release: Callable[[Sequence[Ownership]], None] = lambda ownerships: None
         self.on_forget: Callable[[Sequence[Ownership]], None] = lambda ownerships: None
 
@@ -285,6 +286,9 @@ class RecordingLoop:
 
     def stop(self, reason: str, restart: bool) -> None:
         self.stopped.append((reason, restart))
+
+    def trouble(self, why: str) -> None:
+        self.troubles.append(why)
 
 
 class _DoneQueue:

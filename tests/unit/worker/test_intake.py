@@ -251,6 +251,7 @@ def test_a_fatal_error_of_the_client_stops() -> None:
     assert callable(callback)
     callback(kafka_error("_ALL_BROKERS_DOWN"))
     assert rig.loop.stopped == []
+    assert [why.split(":")[0] for why in rig.loop.troubles] == ["_ALL_BROKERS_DOWN"]
     callback(kafka_error("_FATAL", fatal=True))
     assert [restart for _, restart in rig.loop.stopped] == [True]
 
