@@ -217,10 +217,11 @@ class Dispatcher:
         called = [request for batch in batches for request in unanswered(batch.requests)]
         unacknowledged = self._replies.unacknowledged
         metrics.in_flight_requests.set(len(called) + len(unacknowledged))
-        # Replies are acknowledged about in their order, so the first one is as good as the oldest.
-        dispatched = [r.dispatched_at for r in chain(called, islice(unacknowledged, 1))]
-        began = min((at for at in dispatched if at is not None), default=None)
-        metrics.oldest_in_flight_seconds.set(0.0 if began is None else max(0.0, self._clock() - began))
+        began = [request.dispatched_at for request in called if request.dispatched_at is not None]
+        for first in islice(unacknowledged, 1):  # they are acknowledged about in their order
+            began.append(first.answered_at if first.dispatched_at is None else first.dispatched_at)
+        now = self._clock()
+        metrics.oldest_in_flight_seconds.set(max(0.0, now - min(began, default=now)))
         metrics.waiting_requests.set(len(self._batcher))
         metrics.concurrency_limit.set(self._concurrency)
         metrics.breaker_open.set(self._gates.breaker_open)
