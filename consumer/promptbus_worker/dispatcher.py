@@ -340,10 +340,12 @@ class Dispatcher:
 
     async def polled_since_freeze(self) -> None:
         """After the process stood still, somebody else may own our partitions: polling Kafka tells."""
-        while self._must_poll_first():  # noqa: ASYNC110 - too rare for a wake-up from the other thread
+        while self.must_poll_first():  # noqa: ASYNC110 - too rare for a wake-up from the other thread
             await asyncio.sleep(_UNFREEZE_S)
 
-    def _must_poll_first(self) -> bool:
+    def must_poll_first(self) -> bool:
+        """Whether this process stood still and has not polled since; then it is told to."""
+        self.freeze.tick(self._clock())
         if self._intake.polled_at >= self.freeze.woke_at:
             return False
         self._intake.poll_soon()
@@ -358,8 +360,7 @@ class Dispatcher:
     def _expired(self, request: Pending) -> None:
         if request.phase not in (Phase.WAITING, Phase.IN_FLIGHT) or not request.record.ownership.live:
             return
-        self.freeze.tick(self._clock())
-        if self._must_poll_first():
+        if self.must_poll_first():
             asyncio.get_running_loop().call_later(_UNFREEZE_S, self._expired, request)
             return
         if request.phase is Phase.WAITING:

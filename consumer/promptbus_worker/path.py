@@ -92,6 +92,7 @@ class Path:
             on_answered=gates.answered,
             on_settled=self._settled,
             on_stop=self._restart,
+            must_wait=lambda: self.dispatcher.must_poll_first(),
             clock=time.monotonic,
             wall_clock=time.time,
         )

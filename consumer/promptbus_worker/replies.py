@@ -83,16 +83,19 @@ class Replies:
         on_answered: Callable[[Pending, float], None],
         on_settled: Callable[[list[Record]], None],
         on_stop: Callable[[str], None],
+        must_wait: Callable[[], bool],
         clock: Clock,
         wall_clock: Clock,
     ) -> None:
-        """`on_answered` hears of each outcome and when; `on_stop`, why only a restart helps. `clock` and `wall_clock` give seconds."""
+        """`on_answered` hears of each outcome and when; `on_stop`, why only a restart helps. `must_wait`:
+        whether what lay here for a while may not be sent yet, for somebody else may own its partition by now. `clock` and `wall_clock` give seconds."""
         self._producer = producer
         self._records = records
         self._metrics = metrics
         self._on_answered = on_answered
         self._on_settled = on_settled
         self._on_stop = on_stop
+        self._must_wait = must_wait
         self._clock = clock
         self._wall_clock = wall_clock
         self.in_bulk = False
@@ -106,6 +109,8 @@ class Replies:
         self._tick: asyncio.TimerHandle | None = None
         self._tick_s = _SHORTEST_TICK_S
         self._stopped = False
+        self._failed_for_good = False
+        self._given_up = False
         self._all_acknowledged = asyncio.Event()
         self._all_acknowledged.set()
 
@@ -126,7 +131,7 @@ class Replies:
                 await self._all_acknowledged.wait()
         except TimeoutError:
             return False
-        return not self._due
+        return not self._due and not self._given_up
 
     def answer(self, request: Pending, row: Row, model_version: str) -> None:
         """Write the model's answer; an error reply if it is larger than the reply topic takes."""
@@ -183,22 +188,31 @@ class Replies:
     def _send(self, outgoing: Outgoing) -> None:
         self._due += 1
         self._all_acknowledged.clear()
-        if not self.in_bulk:
-            self._produce(outgoing)
+        if self.in_bulk:
+            self._collect(outgoing)
         else:
-            if not self._collected:
-                asyncio.get_running_loop().call_later(BULK_S, self._produce_collected)
-            self._collected.append(outgoing)
+            self._produce(outgoing)
         if self._tick is None:
             self._tick_s = _SHORTEST_TICK_S
             self._tick = asyncio.get_running_loop().call_later(self._tick_s, self._serve)
 
+    def _collect(self, outgoing: Outgoing) -> None:
+        if not self._collected:
+            asyncio.get_running_loop().call_later(BULK_S, self._produce_collected)
+        self._collected.append(outgoing)
+
     def _produce_collected(self) -> None:
+        if self._must_wait():
+            asyncio.get_running_loop().call_later(BULK_S, self._produce_collected)
+            return
         collected, self._collected = self._collected, []
         for outgoing in collected:
             self._produce(outgoing)
 
     def _produce(self, outgoing: Outgoing) -> None:
+        if not outgoing.pending.record.ownership.live:
+            self._drop(outgoing)  # the next owner answers it
+            return
         try:
             self._producer.produce(
                 outgoing.topic,
@@ -217,8 +231,9 @@ class Replies:
         served = 0
         try:
             served = self._producer.poll(0)
-            for _ in range(len(self._unsent)):
-                self._produce(self._unsent.popleft())
+            if self._unsent and not self._must_wait():
+                for _ in range(len(self._unsent)):
+                    self._produce(self._unsent.popleft())
             self._settle()
         except KafkaException as error:
             self.client_error(error.args[0])
@@ -226,7 +241,7 @@ class Replies:
             log.exception("serving delivery reports failed by a defect of the worker")
         finally:
             self._tick = None
-            if self._stopped or not self._due:
+            if self._failed_for_good or not self._due:
                 self._all_acknowledged.set()
             else:
                 shortest = BULK_S / 2 if self.in_bulk else _SHORTEST_TICK_S
@@ -236,6 +251,7 @@ class Replies:
     def client_error(self, error: DeliveryError) -> None:
         """An error of the client as a whole, raised or from its error callback: only a fatal one matters."""
         if error.fatal():
+            self._failed_for_good = True
             self._stop(f"The Kafka producer failed for good. {stop_sentence(error.name(), error.str())}")
 
     def _stop(self, reason: str) -> None:
@@ -269,13 +285,18 @@ class Replies:
             case DeliveryAction.TOO_LARGE:
                 self._refused_for_size(outgoing)
             case DeliveryAction.STOP:
+                self._drop(outgoing)  # it stays unsettled; what else is due may still be acknowledged
+                self._given_up = True
                 self._stop(f"Writing to {outgoing.topic} failed for good. {stop_sentence(name, error.str())}")
             case DeliveryAction.DROPPED:
-                self._due -= 1
-                self.unacknowledged.pop(outgoing.pending, None)
+                self._drop(outgoing)
+
+    def _drop(self, outgoing: Outgoing) -> None:
+        self._due -= 1
+        self.unacknowledged.pop(outgoing.pending, None)
 
     def _resend(self, outgoing: Outgoing) -> None:
-        asyncio.get_running_loop().call_later(RESEND_AFTER_S, self._produce, outgoing)
+        asyncio.get_running_loop().call_later(RESEND_AFTER_S, self._collect, outgoing)
 
     def _refused_for_size(self, outgoing: Outgoing) -> None:
         """The topic takes less than it said at start, or less than this record beside others in one batch."""

@@ -233,6 +233,7 @@ class Path:
             on_answered=gates.answered,
             on_settled=self._settled,
             on_stop=self.stopped.append,
+            must_wait=lambda: self.dispatcher.must_poll_first(),
             clock=loop().time,
             wall_clock=loop().time,
         )

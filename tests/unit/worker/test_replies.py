@@ -1,0 +1,67 @@
+"""What becomes of replies that lie here for a moment, or cannot be written, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.unit.worker.path import Path, Refusal
+from tests.unit.worker.virtual_time import in_virtual_time, loop
+
+
+def ids(count: int) -> list[str]:
+    return [f"p{number}" for number in range(count)]
+
+
+async def with_collected(path: Path) -> None:
+    """Until replies lie here to be written in bulk."""
+    path.ask(*ids(200))
+    while not path.replies._collected:  # noqa: ASYNC110 - virtual time costs nothing
+        await asyncio.sleep(0.001)
+
+
+@in_virtual_time
+async def test_collected_replies_wait_for_a_poll_after_a_freeze() -> None:
+    path = Path(concurrency=1)
+    await with_collected(path)
+    produced = len(path.broker._queue) + len(path.broker.written)
+    path.polling = False
+    loop().freeze(60)
+    await asyncio.sleep(1)
+    assert len(path.broker._queue) + len(path.broker.written) == produced
+    path.polling = True
+    await path.settle(200)
+    assert set(path.codes().values()) == {"ok"}
+
+
+@in_virtual_time
+async def test_collected_replies_of_a_partition_that_is_gone_are_not_written() -> None:
+    path = Path(concurrency=1)
+    await with_collected(path)
+    written = len(path.broker._queue) + len(path.broker.written)
+    path.ledger.end(path.owned)
+    path.dispatcher.forget([path.owned])
+    await asyncio.sleep(5)
+    assert len(path.broker.written) == written
+    assert path.replies.due == 0
+
+
+@in_virtual_time
+async def test_a_missing_right_on_one_topic_does_not_give_up_what_others_may_still_acknowledge() -> None:
+    path = Path()
+
+    def answer(topic: str, size: int) -> Refusal | None:
+        return Refusal("TOPIC_AUTHORIZATION_FAILED") if topic == "other" else None
+
+    path.broker.answers = answer
+    path.ask("forbidden", headers=[("reply-topic", b"other")])
+    await asyncio.sleep(1)
+    assert len(path.stopped) == 1
+    path.broker.acknowledging = False
+    path.ask("allowed")
+    await asyncio.sleep(1)
+    waiting = asyncio.create_task(path.replies.all_acknowledged(10))
+    await asyncio.sleep(1)
+    path.broker.acknowledging = True
+    assert not await waiting, "one is never acknowledged"
+    assert loop().time() < 1000 + 5, "and is not waited for"
+    assert path.settled_offsets == [1]
