@@ -440,13 +440,13 @@ WORKERS = Row(
     [
         Graph(
             "Workers and restarts",
-            "Worker processes running, and how many per minute were started again because they ended unasked. One "
-            "restart is harmless; several are a crash loop: read the worker's log.",
+            "Worker processes running, and how often one was started again because it had ended unasked. One step "
+            "up is harmless; a staircase is a crash loop: read the worker's log.",
             [
                 Query(f"sum({worker('workers')})", "workers", color="green"),
                 Query(
-                    per_minute(worker("worker_restarts_total")),
-                    "restarts per minute",
+                    f"sum({worker('worker_restarts_total')})",
+                    "restarts so far",
                     Scenario.WORKER_KILLED,
                     "red",
                 ),

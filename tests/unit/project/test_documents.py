@@ -14,7 +14,14 @@ from promptbus.messages import ErrorCode
 from promptbus_worker.vocabulary import EVERY_SERIES
 
 PROJECT = Path(__file__).resolve().parents[3]
-DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/metrics.md", "models/README.md"]
+DOCUMENTS = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "docs/dashboards.md",
+    "docs/metrics.md",
+    "models/README.md",
+]
 
 
 def test_the_settings_in_readme_and_example_are_current() -> None:
