@@ -86,7 +86,8 @@ def settled(workers: Workers) -> dict[str, float]:
         metrics = workers.metrics()
         done = sum(value for name, value in metrics.items() if name.startswith("promptbus_requests_total{"))
         idle = metrics["promptbus_in_flight_requests"] == metrics["promptbus_waiting_requests"] == 0
-        return metrics if done >= REQUESTS and idle else {}
+        lags = [value for name, value in metrics.items() if name.startswith("promptbus_lag_records{")]
+        return metrics if done >= REQUESTS and idle and lags == [0] * 6 else {}
 
     return eventually("every request is counted", samples)
 
@@ -271,6 +272,12 @@ def test_metrics_after_a_run_add_up(run: Run) -> None:
     assert summed("inference_calls_total") == batches == summed("inference_duration_seconds_count")
     assert summed("batch_size_sum") == len(answers) == summed("queue_duration_seconds_count")
     assert summed("batch_size_bucket", 'le="8.0"') == batches, "no batch is larger than the model's limit"
-    assert summed("retries_total") == 0
+    assert summed("retries_total") == summed("redeliveries_skipped_total") == 0
+    assert summed("batches_total", 'closed_by="size"') > summed("batches_total", 'closed_by="slot"')
+    assert summed("lag_records") == summed("lag_seconds") == summed("time_to_drain_seconds") == 0
+    assert summed("oldest_in_flight_seconds") == 0
+    assert summed("rebalances_total", 'kind="assign"') >= 1
+    assert 20 << 20 < summed("worker_resident_memory_bytes") < 300 << 20
+    assert summed("metrics_files_corrupt") == summed("worker_restarts_total") == 0
     assert summed("commits_total", 'result="ok"') >= 6
     assert summed("commits_total") == summed("commits_total", 'result="ok"')
