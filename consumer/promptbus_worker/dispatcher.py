@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Protocol
 from promptbus.messages import ErrorCode
 from promptbus_worker.admission import Admission
 from promptbus_worker.batcher import Batch, Batcher, ClosedBy, is_last_attempt
-from promptbus_worker.crash_suspects import CRASHES, KnownSuspects
 from promptbus_worker.deadline import Clock
 from promptbus_worker.expiry import Expiry
 from promptbus_worker.freeze import FreezeGuard
@@ -25,7 +24,8 @@ from promptbus_worker.ledger import Ownership
 from promptbus_worker.model import InferenceClient, ModelSpec
 from promptbus_worker.outage import Outage
 from promptbus_worker.outcomes import VERDICTS
-from promptbus_worker.record import Pending, Phase, Record, Rejection, where
+from promptbus_worker.reception import Reception
+from promptbus_worker.record import Pending, Phase, Record
 from promptbus_worker.replies import Replies
 from promptbus_worker.runner import Runner, unanswered
 
@@ -78,31 +78,40 @@ class Dispatcher:
         metrics: Metrics,
         on_stop: Callable[[str], None],
         concurrency: int,
+        ordered: bool = False,
         timeout_s: float,
         clock: Clock,
         wall_clock: Clock,
     ) -> None:
         """`on_stop` hears why only a restart helps. `concurrency`: batches in flight at most; `timeout_s`: the longest a call may take."""
-        self._admission = admission
         self._batcher = batcher
         self._replies = replies
         self._intake = intake
         self._metrics = metrics
         self._concurrency = concurrency
         self._clock = clock
-        self._wall_clock = wall_clock
         self._gates = gates
         # A row for each call and probe, and one for what is being admitted.
-        self._in_flight_file = InFlightFile.from_environment(concurrency + len(specs) + 1)
+        in_flight_file = InFlightFile.from_environment(concurrency + len(specs) + 1)
+        self._reception = Reception(
+            admission=admission,
+            batcher=batcher,
+            replies=replies,
+            expiry=Expiry(self._expired, clock),
+            in_flight_file=in_flight_file,
+            pump=self.pump,
+            ordered=ordered,
+            clock=clock,
+            wall_clock=wall_clock,
+        )
         self._outages = {model: Outage(log, f"Triton's model {model}") for model in specs}
-        self._expiry = Expiry(self._expired, clock)
         self.freeze = FreezeGuard(clock())
         self._runner = Runner(
             client=client,
             specs=specs,
             model_version=model_version,
             breakers=gates.breakers,
-            in_flight_file=self._in_flight_file,
+            in_flight_file=in_flight_file,
             freeze=self.freeze,
             replies=replies,
             traffic=self,
@@ -111,7 +120,6 @@ class Dispatcher:
             timeout_s=timeout_s,
             clock=clock,
         )
-        self._suspects = KnownSuspects.from_environment()
         self._in_flight: dict[asyncio.Task[None], Batch] = {}
         self._exclusive: asyncio.Task[None] | None = None  # runs a crash suspect: nothing else may start
         self._leaving: set[Ownership] = set()
@@ -126,46 +134,17 @@ class Dispatcher:
 
     def accept(self, records: Sequence[Record]) -> None:
         """Records just polled: answer what is no request, let the rest wait, start what may start."""
-        suspects = self._suspects.now()
-        alone = [record for record in records if record.place in suspects] if suspects else []
-        together = [record for record in records if record.place not in suspects] if alone else records
-        self._admit(together)
-        for record in alone:
-            if suspects[record.place] < CRASHES:
-                self._admit([record], crash_suspect=True)
-            elif record.ownership.live:
-                log.error(
-                    f"a record is given up: {CRASHES} worker processes crashed on it", extra=where(record)
-                )
-                self._replies.error(self._admission.unread(record), ErrorCode.INTERNAL)
-        self.pump()
+        self._reception.accept(records)
 
-    def _admit(self, records: Sequence[Record], *, crash_suspect: bool = False) -> None:
-        now, wall_ms = self._clock(), self._wall_clock() * 1000
-        with self._in_flight_file.working_on([record.place for record in records]):
-            for record in records:
-                if record.ownership.live:
-                    try:
-                        self._accept(record, now, wall_ms, crash_suspect)
-                    except Exception:
-                        # Our own defect must not take the worker down with the same record again and again.
-                        request = self._admission.bare(record)
-                        extra = {"request_id": request.request_id, **where(record)}
-                        log.exception("a record could not be admitted", extra=extra)
-                        self._replies.error(request, ErrorCode.INTERNAL)
-
-    def _accept(self, record: Record, now: float, wall_ms: float, crash_suspect: bool) -> None:
-        request = self._admission.admit(record, now=now, wall_ms=wall_ms)
-        if isinstance(request, Rejection):
-            self._replies.reject(request)
-        else:
-            request.crash_suspect = crash_suspect
-            self._batcher.offer(request, now)
-            self._expiry.watch(request)
+    def answered(self, request: Pending, now: float) -> None:
+        """A request has its outcome, `request.code`, and its reply is being handed to the producer."""
+        self._gates.answered(request, now)
+        self._reception.answered(request)
 
     def release(self, ownerships: Sequence[Ownership]) -> None:
         """These partitions are about to go: give back what waits, for the next owner to answer."""
         self._leaving.update(ownerships)
+        self._give_back(self._reception.drop(lambda ownership: ownership in self._leaving))
         self._give_back(self._batcher.drop(lambda request: request.record.ownership in self._leaving))
         self.pump()
 
@@ -173,6 +152,7 @@ class Dispatcher:
         """These epochs are over: nothing of them is to be answered any more."""
         self._leaving.difference_update(ownerships)
         self._batcher.drop(lambda request: not request.record.ownership.live)
+        self._reception.forget(ownerships)
         self._note_idle()
 
     def drain(self, ownerships: Sequence[Ownership]) -> None:
@@ -202,7 +182,8 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         in_flight = [r for batch in batches for r in batch.requests if r.phase is Phase.IN_FLIGHT]
-        self._give_back([*self._batcher.drop(lambda _: True), *in_flight])
+        waiting = [*self._reception.drop(lambda _: True), *self._batcher.drop(lambda _: True)]
+        self._give_back([*waiting, *in_flight])
 
     def oldest_call_s(self, now: float) -> float:
         """For how long the inference call that began first has been running; 0 if none does."""
@@ -222,7 +203,7 @@ class Dispatcher:
             began.append(first.answered_at if first.dispatched_at is None else first.dispatched_at)
         now = self._clock()
         metrics.oldest_in_flight_seconds.set(max(0.0, now - min(began, default=now)))
-        metrics.waiting_requests.set(len(self._batcher))
+        metrics.waiting_requests.set(len(self._batcher) + len(self._reception))
         metrics.concurrency_limit.set(self._concurrency)
         metrics.breaker_open.set(self._gates.breaker_open)
         metrics.dead_letter_budget_exhausted.set(self._gates.budget_exhausted)
@@ -305,7 +286,8 @@ class Dispatcher:
                 log.info("partitions resume")
 
     def _note_idle(self) -> None:
-        if len(self._batcher) or any(batch.requests for batch in self._in_flight.values()):
+        waiting = len(self._batcher) + len(self._reception)
+        if waiting or any(batch.requests for batch in self._in_flight.values()):
             self._idle.clear()
         else:
             self._idle.set()
@@ -363,7 +345,7 @@ class Dispatcher:
         if self.must_poll_first():
             asyncio.get_running_loop().call_later(_UNFREEZE_S, self._expired, request)
             return
-        if request.phase is Phase.WAITING:
+        if request.phase is Phase.WAITING and not self._reception.holds_back(request):
             self._batcher.discard(request)
         unreachable = (
             request.last_failure in _UNREACHABLE or self._gates.breakers[request.model or ""].is_open

@@ -89,7 +89,7 @@ class Path:
                 surroundings.limits, dead_letter_topic=settings.kafka_dead_letter_topic, worker=name
             ),
             metrics=metrics,
-            on_answered=gates.answered,
+            on_answered=lambda request, now: self.dispatcher.answered(request, now),
             on_settled=self._settled,
             on_stop=self._restart,
             must_wait=lambda: self.dispatcher.must_poll_first(),
@@ -110,6 +110,7 @@ class Path:
             metrics=metrics,
             on_stop=self._restart,
             concurrency=slots,
+            ordered=settings.worker_ordering == "key",
             timeout_s=settings.triton_timeout_s,
             clock=time.monotonic,
             wall_clock=time.time,

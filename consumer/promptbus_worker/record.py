@@ -138,3 +138,8 @@ class Rejection(NamedTuple):
     code: ErrorCode
     message: str
     dead_letter: bool
+
+    @property
+    def record(self) -> Record:
+        """The record that is answered so."""
+        return self.pending.record

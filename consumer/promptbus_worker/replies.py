@@ -213,6 +213,13 @@ class Replies:
         if not outgoing.pending.record.ownership.live:
             self._drop(outgoing)  # the next owner answers it
             return
+        if self._unsent:  # behind those, or replies of one key would change their order
+            self._unsent.append(outgoing)
+            return
+        self._try_to_produce(outgoing)
+
+    def _try_to_produce(self, outgoing: Outgoing) -> bool:
+        """False: the producer's queue is full, and this record first in the line of the unsent."""
         try:
             self._producer.produce(
                 outgoing.topic,
@@ -222,9 +229,11 @@ class Replies:
                 on_delivery=partial(self._delivered, outgoing),
             )
         except BufferError:
-            self._unsent.append(outgoing)
+            self._unsent.appendleft(outgoing)
+            return False
         except KafkaException as error:
             self._failed(outgoing, error.args[0])
+        return True
 
     def _serve(self) -> None:
         """Serve delivery reports, try again what did not fit into the producer's queue, settle."""
@@ -232,8 +241,7 @@ class Replies:
         try:
             served = self._producer.poll(0)
             if self._unsent and not self._must_wait():
-                for _ in range(len(self._unsent)):
-                    self._produce(self._unsent.popleft())
+                self._produce_unsent()
             self._settle()
         except KafkaException as error:
             self.client_error(error.args[0])
@@ -247,6 +255,14 @@ class Replies:
                 shortest = BULK_S / 2 if self.in_bulk else _SHORTEST_TICK_S
                 self._tick_s = shortest if served else min(_LONGEST_TICK_S, self._tick_s * 1.5)
                 self._tick = asyncio.get_running_loop().call_later(self._tick_s, self._serve)
+
+    def _produce_unsent(self) -> None:
+        while self._unsent:
+            outgoing = self._unsent.popleft()
+            if not outgoing.pending.record.ownership.live:
+                self._drop(outgoing)
+            elif not self._try_to_produce(outgoing):
+                return
 
     def client_error(self, error: DeliveryError) -> None:
         """An error of the client as a whole, raised or from its error callback: only a fatal one matters."""

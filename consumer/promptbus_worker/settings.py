@@ -61,7 +61,10 @@ class Settings(TritonSettings, KafkaSettings):
     worker_delivery: Literal["at_least_once"] = Field(
         default="at_least_once", description="Delivery guarantee"
     )
-    worker_ordering: Literal["none"] = Field(default="none", description="Order of requests")
+    worker_ordering: Literal["none", "key"] = Field(
+        default="none",
+        description="`key`: one request of a record key at a time, replies in their order; `none`: as they finish",
+    )
     worker_revoke_s: float = Field(
         default=5.0, gt=0, description="Time to finish dispatched batches of a partition taken away"
     )

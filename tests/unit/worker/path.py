@@ -205,6 +205,7 @@ class Path:
     """The wired parts, and the intake's side of them, with a real ledger."""
 
     concurrency: int = 4
+    ordered: bool = False
     linger_s: float = 0.0
     max_bytes: int = 1 << 20
     timeout_s: float = 30.0
@@ -230,7 +231,7 @@ class Path:
             self.broker,
             ReplyRecords(self.limits, dead_letter_topic="dead", worker="test-0"),
             metrics=self.metrics,
-            on_answered=gates.answered,
+            on_answered=lambda request, now: self.dispatcher.answered(request, now),
             on_settled=self._settled,
             on_stop=self.stopped.append,
             must_wait=lambda: self.dispatcher.must_poll_first(),
@@ -250,6 +251,7 @@ class Path:
             metrics=self.metrics,
             on_stop=self.stopped.append,
             concurrency=self.concurrency,
+            ordered=self.ordered,
             timeout_s=self.timeout_s,
             clock=loop().time,
             wall_clock=loop().time,

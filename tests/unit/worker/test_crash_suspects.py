@@ -136,7 +136,7 @@ def with_suspects(worker: Worker, tmp_path: Path, crashes: dict[tuple[int, int],
     suspects = CrashSuspects()
     suspects.crashes = crashes
     suspects.save(tmp_path)
-    worker.dispatcher._suspects = KnownSuspects(tmp_path)
+    worker.dispatcher._reception._suspects = KnownSuspects(tmp_path)
 
 
 @pytest.fixture

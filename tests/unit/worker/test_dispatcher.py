@@ -551,7 +551,7 @@ async def test_answered_requests_are_forgotten_before_their_deadline() -> None:
     for number in range(50):
         path.ask(*ids(100, f"r{number}-"), headers=deadline_in(10**6))
         await path.settle(100 * (number + 1))
-    assert len(path.dispatcher._expiry) <= 1100
+    assert len(path.dispatcher._reception._expiry) <= 1100
 
 
 @in_virtual_time

@@ -177,7 +177,7 @@ def test_what_just_fits_together_is_taken(environment: dict[str, str]) -> None:
         ("KAFKA_SESSION_TIMEOUT_MS", "5999"),
         ("WORKER_PROCESSES", "0"),
         ("WORKER_DELIVERY", "transactional"),  # not there yet, so it must not be taken silently
-        ("WORKER_ORDERING", "key"),
+        ("WORKER_ORDERING", "partition"),
         ("METRICS_PORT", "65536"),
         ("LOG_LEVEL", "loud"),
     ],
