@@ -149,11 +149,21 @@ FIRST = Row(
         Stat(
             "Calls to Triton",
             "HELD BACK: the breaker of at least one worker is open, because Triton cannot be reached or fails for "
-            "everybody. No prompt is lost meanwhile: they wait. Mend Triton; the workers notice by themselves.",
-            Query(f"max({worker('breaker_open')})", "breaker", Scenario.TRITON_DOWN),
+            "everybody. SLOWED: most answers were dead letters, so only one batch in 30 s is tried. In both cases no "
+            "prompt is lost: they wait. Mend Triton or the model; the workers notice by themselves.",
+            Query(
+                f"max({worker('breaker_open')}) + 2 * max({worker('dead_letter_budget_exhausted')})",
+                "held back",
+                Scenario.TRITON_DOWN,
+            ),
             "none",
             [(None, "green")],
-            names={0: ("flowing", "green"), 1: ("HELD BACK", "red")},
+            names={
+                0: ("flowing", "green"),
+                1: ("HELD BACK", "red"),
+                2: ("SLOWED", "red"),
+                3: ("HELD BACK", "red"),
+            },
         ),
         Stat(
             "Workers",
@@ -355,10 +365,17 @@ CALLS = Row(
         ),
         Graph(
             "Breaker and paused partitions",
-            "1 while calls to Triton are held back; partitions that are paused because of that. Partitions paused with "
-            "the breaker closed: the workers are full, Triton is too slow for what comes.",
+            "1 while calls to Triton are held back by the breaker, or because nearly every answer was a dead letter; "
+            "and partitions that are paused. Paused with both at 0: the workers are full, Triton is too slow for what "
+            "comes.",
             [
                 Query(f"max({worker('breaker_open')})", "breaker open", Scenario.TRITON_DOWN, "red"),
+                Query(
+                    f"max({worker('dead_letter_budget_exhausted')})",
+                    "too many dead letters",
+                    Scenario.DEAD_LETTERS,
+                    "purple",
+                ),
                 Query(
                     f"sum({worker('paused_partitions')})", "paused partitions", Scenario.TRITON_DOWN, "orange"
                 ),

@@ -56,6 +56,7 @@ class Scenario(StrEnum):
     WORKER_KILLED = "a worker process was killed"
     TRITON_DOWN = "Triton is down"
     CATCHING_UP = "Triton is back and the backlog shrinks"
+    DEAD_LETTERS = "most prompts become dead letters"
 
 
 @dataclass(frozen=True, slots=True)

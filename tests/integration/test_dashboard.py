@@ -157,6 +157,13 @@ def test_every_query_shows_something_in_its_scenario(shared_kafka: Kafka, tmp_pa
             _reads(prometheus, queries, "Oldest request", 0)
             _reads(prometheus, queries, "Is it answering?", 0)
 
+            began = time.time()
+            made.publish(
+                [{"prompt": f"{number} {'[[bad-utf8]]' * (number % 10 < 8)}"} for number in range(500)]
+            )
+            _play(prometheus, queries, Scenario.DEAD_LETTERS, began)
+            _reads(prometheus, queries, "Calls to Triton", 2)
+
             assert workers.terminate() == 0
             _reads(prometheus, queries, "Workers", 0)
             _reads(prometheus, queries, "Is it answering?", 3)
