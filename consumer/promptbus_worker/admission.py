@@ -95,20 +95,21 @@ class Admission:
             if error.request_id is not None:
                 pending.request_id = error.request_id
             pending.metadata = error.metadata
-            return Rejection(pending, error.code, error.message, isinstance(error, NotARequest))
+            return Rejection(_named(pending), error.code, error.message, isinstance(error, NotARequest))
         except _Refused as error:
-            return Rejection(pending, error.code, error.message, dead_letter=False)
-        return pending
+            return Rejection(_named(pending), error.code, error.message, dead_letter=False)
+        return pending if pending.request_id else _named(pending)
 
     def unread(self, record: Record) -> Pending:
         """A record whose value is better not touched: all that its headers say of the reply."""
-        return self._addressed(record, read_request_headers(record.headers))[0]
+        return _named(self._addressed(record, read_request_headers(record.headers))[0])
 
     def _addressed(self, record: Record, headers: RequestHeaders) -> tuple[Pending, str | None]:
-        """Also what is wrong with the header reply-topic, if anything."""
-        pending = self.bare(record)
-        if headers.request_id is not None:
-            pending.request_id = headers.request_id
+        """Not `_named` yet. Also what is wrong with the header reply-topic, if anything."""
+        pending = self._nameless(record)
+        if not record.headers:
+            return pending, None
+        pending.request_id = headers.request_id or ""
         pending.correlation_id = headers.correlation_id
         pending.traceparent = headers.traceparent
         pending.tracestate = headers.tracestate
@@ -125,13 +126,12 @@ class Admission:
 
     def bare(self, record: Record) -> Pending:
         """What any record gets, whatever is in it: the derived request id and the default reply topic."""
+        return _named(self._nameless(record))
+
+    def _nameless(self, record: Record) -> Pending:
         owner = record.ownership
-        return Pending(
-            record,
-            f"{owner.topic}-{owner.partition}-{record.offset}",
-            reply_id(owner.topic, owner.partition, record.offset, record.timestamp_ms),
-            self._limits.reply_topic,
-        )
+        reply = reply_id(owner.topic, owner.partition, record.offset, record.timestamp_ms)
+        return Pending(record, "", reply, self._limits.reply_topic)
 
     def _fill(self, pending: Pending, request: Request) -> None:
         limits = self._limits
@@ -181,6 +181,14 @@ class Admission:
             inputs[name] = tensor_value(tensor, value)
             size += len(value.encode()) + 4 if isinstance(value, str) else 8
         return size
+
+
+def _named(pending: Pending) -> Pending:
+    """With an id: where neither the request nor its header gave one, the record's place (DESIGN §4)."""
+    if not pending.request_id:
+        owner = pending.record.ownership
+        pending.request_id = f"{owner.topic}-{owner.partition}-{pending.record.offset}"
+    return pending
 
 
 def _set(

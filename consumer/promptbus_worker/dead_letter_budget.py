@@ -20,7 +20,10 @@ class DeadLetterBudget:
     """One model's budget."""
 
     def __init__(self) -> None:
-        self._failures: deque[bool] = deque(maxlen=WINDOW)
+        self._outcomes = 0
+        self._failed_at: deque[int] = (
+            deque()
+        )  # numbers of the outcomes that were dead letters, of the last WINDOW
         self._in_a_row = 0
         self._try_at: float | None = None  # None: not exhausted
         self._trial: list[bool] | None = None
@@ -48,7 +51,7 @@ class DeadLetterBudget:
         """All of that batch is answered or waits again. Whether it proved that the model works: all is forgotten."""
         outcomes, self._trial = self._trial or [], None
         if outcomes.count(False) > outcomes.count(True):
-            self._failures.clear()
+            self._failed_at.clear()
             self._in_a_row = 0
             self._try_at = None
             return True
@@ -59,11 +62,18 @@ class DeadLetterBudget:
         """An outcome. Whether it is the one that exhausts the budget."""
         if self._trial is not None:
             self._trial.append(dead_lettered)
-        self._failures.append(dead_lettered)
-        self._in_a_row = self._in_a_row + 1 if dead_lettered else 0
+        self._outcomes += 1
+        if not dead_lettered:  # one more of these never exhausts it
+            self._in_a_row = 0
+            return False
+        self._in_a_row += 1
+        failed_at = self._failed_at
+        failed_at.append(self._outcomes)
+        while failed_at[0] <= self._outcomes - WINDOW:
+            failed_at.popleft()
         if self._try_at is not None:
             return False
-        if self._in_a_row >= IN_A_ROW or sum(self._failures) > WINDOW // 2:
+        if self._in_a_row >= IN_A_ROW or len(failed_at) > WINDOW // 2:
             self._try_at = now + TRY_EVERY_S
             return True
         return False

@@ -13,8 +13,6 @@ from promptbus_worker.record import Pending
 
 log = logging.getLogger(__name__)
 
-_ANSWERED_BY_THE_MODEL = (None, ErrorCode.REPLY_TOO_LARGE)
-
 
 class Gates:
     """One gate for each model."""
@@ -69,7 +67,10 @@ class Gates:
 
     def answered(self, request: Pending, now: float) -> None:
         """A request has its outcome, `request.code`."""
-        if request.code in _ANSWERED_BY_THE_MODEL:
+        if request.code is None and request.model is not None:  # nearly all of them
+            self._budgets[request.model].note(False, now)
+            return
+        if request.code is ErrorCode.REPLY_TOO_LARGE:
             dead_lettered = False
         elif request.code is not None and request.code.operator_side:
             dead_lettered = True

@@ -10,8 +10,8 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Self
@@ -45,9 +45,8 @@ class InFlightFile:
         directory, slot = os.environ.get("PROMETHEUS_MULTIPROC_DIR"), os.environ.get(SLOT_VARIABLE)
         return cls(_path(Path(directory), int(slot)) if directory and slot else None, rows)
 
-    @contextmanager
-    def working_on(self, places: Sequence[Place]) -> Iterator[None]:
-        """While the block runs, the file says that these records are being worked on, as far as there are rows."""
+    def begin(self, places: Sequence[Place]) -> list[int]:
+        """From now on the file says that these records are being worked on, as far as there are rows; for `end`."""
         rows = []
         for first in range(0, len(places), ROW_PLACES):
             if not self._free:
@@ -58,12 +57,13 @@ class InFlightFile:
             start = row * _ROW_BYTES
             struct.pack_into(f"={2 * len(part)}q", self._map, start + _COUNT.size, *chain.from_iterable(part))
             _COUNT.pack_into(self._map, start, len(part))
-        try:
-            yield
-        finally:
-            for row in rows:
-                _COUNT.pack_into(self._map, row * _ROW_BYTES, 0)
-                self._free.append(row)
+        return rows
+
+    def end(self, rows: Sequence[int]) -> None:
+        """These are not worked on any more."""
+        for row in rows:
+            _COUNT.pack_into(self._map, row * _ROW_BYTES, 0)
+        self._free += rows
 
 
 def read(directory: Path, slot: int) -> set[Place]:

@@ -77,25 +77,26 @@ class Reception:
 
     def _admit(self, records: Sequence[Record], *, crash_suspect: bool = False) -> None:
         now, wall_ms = self._clock(), self._wall_clock() * 1000
-        with self._in_flight_file.working_on([record.place for record in records]):
-            for record in records:
-                if record.ownership.live:
-                    try:
-                        item = self._admission.admit(record, now=now, wall_ms=wall_ms)
-                        self._enter(item, now, crash_suspect)
-                    except Exception:
-                        # Our own defect must not take the worker down with the same record again and again.
-                        request = self._admission.bare(record)
-                        extra = {"request_id": request.request_id, **where(record)}
-                        log.exception("a record could not be admitted", extra=extra)
-                        self._replies.error(request, ErrorCode.INTERNAL)
+        rows = self._in_flight_file.begin([(record.ownership.partition, record.offset) for record in records])
+        for record in records:
+            if record.ownership.live:
+                try:
+                    item = self._admission.admit(record, now=now, wall_ms=wall_ms)
+                    self._enter(item, now, crash_suspect)
+                except Exception:
+                    # Our own defect must not take the worker down with the same record again and again.
+                    request = self._admission.bare(record)
+                    extra = {"request_id": request.request_id, **where(record)}
+                    log.exception("a record could not be admitted", extra=extra)
+                    self._replies.error(request, ErrorCode.INTERNAL)
+        self._in_flight_file.end(rows)
 
     def _enter(self, item: Item, now: float, crash_suspect: bool) -> None:
-        if isinstance(item, Pending):
-            item.crash_suspect = crash_suspect
         if self._order is None or self._order.enter(item):
+            if crash_suspect and isinstance(item, Pending):
+                item.crash_suspect = True
             self._let_in(item, now)
-        if isinstance(item, Pending):
+        if isinstance(item, Pending) and item.expires_at is not None:
             self._expiry.watch(item)
 
     def _let_in(self, item: Item, now: float) -> None:

@@ -10,6 +10,9 @@ from promptbus_worker.ledger import Ownership, Place
 from promptbus_worker.model import Inputs
 from promptbus_worker.outcomes import CallFailure
 
+_NOTHING: JsonObject = {}  # never written to
+_NO_INPUTS: Inputs = {}
+
 
 class Record(NamedTuple):
     """A Kafka record, copied out of librdkafka's memory."""
@@ -51,64 +54,36 @@ class Pending:
     on this one, so nothing else may be in flight with it.
     """
 
-    __slots__ = (
-        "answered_at",
-        "attempts",
-        "code",
-        "correlation_id",
-        "crash_suspect",
-        "dispatched_at",
-        "expires_at",
-        "failed_since",
-        "failures_alone",
-        "inference_s",
-        "inputs",
-        "last_failure",
-        "metadata",
-        "model",
-        "phase",
-        "record",
-        "reply_id",
-        "reply_topic",
-        "request_id",
-        "signature",
-        "size",
-        "suspect_since",
-        "traceparent",
-        "tracestate",
-        "unacknowledged",
-        "usage",
-        "waiting_since",
-    )
+    # Defaults of the class: most requests never need another value, and one per request would cost it a microsecond.
+    correlation_id: bytes | None = None
+    traceparent: bytes | None = None
+    tracestate: bytes | None = None
+    metadata: JsonObject = _NOTHING
+    model: str | None = None
+    inputs: Inputs = _NO_INPUTS
+    signature: tuple[str, ...] = ()
+    size = 0
+    expires_at: float | None = None
+    phase = Phase.ADMITTED
+    crash_suspect = False
+    attempts = 0
+    failures_alone = 0
+    suspect_since: float | None = None
+    failed_since: float | None = None
+    last_failure: CallFailure | None = None
+    waiting_since = 0.0
+    dispatched_at: float | None = None
+    inference_s = 0.0
+    answered_at = 0.0
+    code: ErrorCode | None = None
+    usage: Usage | None = None
+    unacknowledged = 0
 
     def __init__(self, record: Record, request_id: str, reply_id: str, reply_topic: str) -> None:
         self.record = record
         self.request_id = request_id
         self.reply_id = reply_id
         self.reply_topic = reply_topic
-        self.correlation_id: bytes | None = None
-        self.traceparent: bytes | None = None
-        self.tracestate: bytes | None = None
-        self.metadata: JsonObject = {}
-        self.model: str | None = None
-        self.inputs: Inputs = {}
-        self.signature: tuple[str, ...] = ()
-        self.size = 0
-        self.expires_at: float | None = None
-        self.phase = Phase.ADMITTED
-        self.crash_suspect = False
-        self.attempts = 0
-        self.failures_alone = 0
-        self.suspect_since: float | None = None
-        self.failed_since: float | None = None
-        self.last_failure: CallFailure | None = None
-        self.waiting_since = 0.0
-        self.dispatched_at: float | None = None
-        self.inference_s = 0.0
-        self.answered_at = 0.0
-        self.code: ErrorCode | None = None
-        self.usage: Usage | None = None
-        self.unacknowledged = 0
 
 
 def where(record: Record) -> dict[str, object]:

@@ -162,7 +162,8 @@ class Runner:
         if request is None:
             return True
         batch.requests.append(request)
-        with self._in_flight_file.working_on([request.record.place]):
+        noted = self._in_flight_file.begin([request.record.place])
+        try:
             call = self._begin(batch.requests)
             try:
                 version, rows = await self._call(model, batch.requests, call)
@@ -172,6 +173,8 @@ class Runner:
                 return narrows and not self._traffic.others(model)  # and if there is none, let others come
             await self._traffic.polled_since_freeze()
             self._answer(batch.requests, version, rows)
+        finally:
+            self._in_flight_file.end(noted)
         return True
 
     async def _narrow(self, model: str, requests: list[Pending]) -> None:
@@ -185,8 +188,11 @@ class Runner:
             if breaker.is_open:
                 self._traffic.put_back(part)
                 continue
-            with self._in_flight_file.working_on([request.record.place for request in part]):
+            noted = self._in_flight_file.begin([request.record.place for request in part])
+            try:
                 smaller, suspect = await self._try(model, part)
+            finally:
+                self._in_flight_file.end(noted)
             parts += smaller
             suspects += suspect
         self._judge(model, [suspect for suspect in suspects if unanswered([suspect.request])])

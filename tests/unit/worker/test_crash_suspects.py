@@ -33,18 +33,12 @@ def test_the_file_names_what_is_worked_on_at_that_moment(
 ) -> None:
     file = of_slot(tmp_path, monkeypatch)
     assert in_flight_file.read(tmp_path, 3) == set()
-    with file.working_on([(0, 5), (7, 2**60)]):
-        with file.working_on([(1, 0)]):
-            assert in_flight_file.read(tmp_path, 3) == {(0, 5), (7, 2**60), (1, 0)}
-        assert in_flight_file.read(tmp_path, 3) == {(0, 5), (7, 2**60)}
-    assert in_flight_file.read(tmp_path, 3) == set()
-
-
-def test_what_fails_is_not_worked_on_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = of_slot(tmp_path, monkeypatch, rows=1)
-    for _ in range(3):
-        with pytest.raises(KeyError), file.working_on([(0, 1)]):
-            raise KeyError
+    first = file.begin([(0, 5), (7, 2**60)])
+    second = file.begin([(1, 0)])
+    assert in_flight_file.read(tmp_path, 3) == {(0, 5), (7, 2**60), (1, 0)}
+    file.end(second)
+    assert in_flight_file.read(tmp_path, 3) == {(0, 5), (7, 2**60)}
+    file.end(first)
     assert in_flight_file.read(tmp_path, 3) == set()
 
 
@@ -53,17 +47,19 @@ def test_more_than_there_is_room_for_is_left_out_and_hurts_nobody(
 ) -> None:
     file = of_slot(tmp_path, monkeypatch, rows=2)
     places = [(0, offset) for offset in range(3 * ROW_PLACES)]
-    with file.working_on(places), file.working_on([(9, 9)]):
-        assert in_flight_file.read(tmp_path, 3) == set(places[: 2 * ROW_PLACES])
-    with file.working_on([(9, 9)]):
-        assert in_flight_file.read(tmp_path, 3) == {(9, 9)}
+    many, one = file.begin(places), file.begin([(9, 9)])
+    assert in_flight_file.read(tmp_path, 3) == set(places[: 2 * ROW_PLACES])
+    file.end(many)
+    file.end(one)
+    file.begin([(9, 9)])
+    assert in_flight_file.read(tmp_path, 3) == {(9, 9)}
 
 
 DIES = """
 import os
 from promptbus_worker.in_flight_file import InFlightFile
-with InFlightFile.from_environment(2).working_on([(0, 17), (1, 4)]):
-    os.abort()
+InFlightFile.from_environment(2).begin([(0, 17), (1, 4)])
+os.abort()
 """
 
 
