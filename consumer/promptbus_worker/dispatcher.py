@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _UNFREEZE_S = 0.01
+WAITING_IN_BULK = 16
+"""Requests that wait per call slot, from which on replies are written in bulk: the next ones wait longer than that takes."""
 _UNREACHABLE = frozenset(
     failure for failure, verdict in VERDICTS.items() if verdict.final_code is ErrorCode.UNAVAILABLE
 )
@@ -184,6 +186,7 @@ class Dispatcher:
         in_flight = [r for batch in batches for r in batch.requests if r.phase is Phase.IN_FLIGHT]
         waiting = [*self._reception.drop(lambda _: True), *self._batcher.drop(lambda _: True)]
         self._give_back([*waiting, *in_flight])
+        self._metrics.later.write()
 
     def oldest_call_s(self, now: float) -> float:
         """For how long the inference call that began first has been running; 0 if none does."""
@@ -191,8 +194,9 @@ class Dispatcher:
         return 0.0 if began is None else now - began
 
     def update_gauges(self) -> None:
-        """Write the gauges; called about twice a second."""
+        """Write the gauges, and what was counted for later; called about twice a second."""
         metrics = self._metrics
+        metrics.later.write()
         batches = [batch for batch in self._in_flight.values() if batch.requests]
         metrics.in_flight_batches.set(len(batches))
         called = [request for batch in batches for request in unanswered(batch.requests)]
@@ -225,13 +229,14 @@ class Dispatcher:
             )
             if batch is None:
                 break
-            self._metrics.batches_total[batch.model, batch.closed_by].inc()
-            self._metrics.batch_size[batch.model].observe(len(batch.requests))
+            metrics = self._metrics
+            metrics.later.inc(metrics.batches_total[batch.model, batch.closed_by])
+            metrics.later.observe(metrics.batch_size[batch.model], len(batch.requests))
             self._start(self._runner.run(batch), batch)
             self._gates.starts(batch)
             if batch.is_trial:
                 blocked = self._gates.blocked(now)
-        self._replies.in_bulk = len(self._batcher) > self._concurrency
+        self._replies.in_bulk = len(self._batcher) > WAITING_IN_BULK * self._concurrency
         for model, breaker in self._gates.breakers.items():
             if breaker.may_probe(now) and not self._draining:
                 breaker.probe()

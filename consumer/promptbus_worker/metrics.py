@@ -63,6 +63,34 @@ class Histogram(prometheus_client.Histogram):
                 self._buckets[bucket].inc(count)
 
 
+class Later:
+    """What happens with each batch: kept here, and written a few times a second instead of with each of them.
+
+    A process that is killed takes at most that much of its counts with it.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[Counter, int] = {}
+        self._amounts: dict[Histogram, list[float]] = {}
+
+    def inc(self, counter: Counter) -> None:
+        """Count one."""
+        self._counts[counter] = self._counts.get(counter, 0) + 1
+
+    def observe(self, histogram: Histogram, amount: float) -> None:
+        """Note one value."""
+        self._amounts.setdefault(histogram, []).append(amount)
+
+    def write(self) -> None:
+        """Write what has come together."""
+        for counter, count in self._counts.items():
+            counter.inc(count)
+        for histogram, amounts in self._amounts.items():
+            histogram.observe_many(amounts)
+        self._counts.clear()
+        self._amounts.clear()
+
+
 class Metrics:
     """Ready-made children by attribute. Labelled ones are mappings: a str for one label, a tuple for several."""
 
@@ -94,6 +122,7 @@ class Metrics:
     def __init__(self, models: Sequence[str]) -> None:
         """`models`: the served models; with `vocabulary.UNKNOWN_MODEL` they are all values of `model`."""
         self.registry = CollectorRegistry()
+        self.later = Later()
         for series in WORKER_SERIES:
             setattr(self, series.name, self._build(series, models))
         build_info = self._gauge(BUILD_INFO)

@@ -38,7 +38,7 @@ from promptbus_worker.worker_process import Exit
 if TYPE_CHECKING:
     from promptbus_worker.metrics import Metrics
 
-BATCHES_IN_HAND_PER_SLOT = 16
+BATCHES_IN_HAND_PER_SLOT = 32
 """Batches' worth of records in hand per batch in flight: the next ones wait while the last ones' replies settle."""
 MAX_BYTES_IN_HAND = 32 << 20
 CALLS_PER_INSTANCE = 2

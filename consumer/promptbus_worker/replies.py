@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 RESEND_AFTER_S = 0.5
 MOST_REFUSALS = 5
 """A record well below its topic's limit that is refused for its size this often: the limits must be read anew."""
-BULK_S = 0.025
+BULK_S = 0.05
 """While more waits, replies are collected for this long: each partition then gets a few large produce requests
 instead of many of one record, which cost the broker several times as much."""
 _SHORTEST_TICK_S = 0.001

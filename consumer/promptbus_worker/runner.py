@@ -195,7 +195,8 @@ class Runner:
                 self._in_flight_file.end(noted)
             parts += smaller
             suspects += suspect
-        self._judge(model, [suspect for suspect in suspects if unanswered([suspect.request])])
+        if suspects:
+            self._judge(model, [suspect for suspect in suspects if unanswered([suspect.request])])
 
     async def _try(self, model: str, part: list[Pending]) -> tuple[list[list[Pending]], list[_Suspect]]:
         """Call and answer. After a failure, what `_failed` says is left of it."""
@@ -265,8 +266,8 @@ class Runner:
             now = self._clock()
             del self._running[call]
             self._freeze.tick(now)
-            self._metrics.inference_duration_seconds[model].observe(now - began)
-        calls[model, "ok"].inc()
+            self._metrics.later.observe(self._metrics.inference_duration_seconds[model], now - began)
+        self._metrics.later.inc(calls[model, "ok"])
         return answer
 
     async def _reread(self, model: str) -> bool:

@@ -75,6 +75,7 @@ async def test_a_lingering_batch_leaves_when_its_time_is_up() -> None:
     assert path.model.calls == []
     await path.settle(2)
     assert path.model.calls == [["a", "b"]]
+    path.dispatcher.update_gauges()
     assert path.metrics.batches_total["gpt4_nano", "linger"]._value.get() == 1
 
 
