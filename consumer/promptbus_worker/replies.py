@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Protocol
 from confluent_kafka import KafkaException
 
 from promptbus.messages import ErrorCode, Timings, Usage
+from promptbus_worker.accounting import count_settled
 from promptbus_worker.deadline import Clock
 from promptbus_worker.kafka_outcomes import DeliveryAction, delivery_verdict, stop_sentence
 from promptbus_worker.model import Row
 from promptbus_worker.outcomes import sentence
 from promptbus_worker.record import Pending, Phase, Record, Rejection, about
 from promptbus_worker.reply_records import SMALLEST_LIMIT, Outgoing, ReplyRecords
-from promptbus_worker.vocabulary import UNKNOWN_MODEL
 
 if TYPE_CHECKING:
     from promptbus_worker.metrics import Metrics
@@ -340,30 +340,5 @@ class Replies:
     def _settle(self) -> None:
         if self._settled:
             settled, self._settled = self._settled, []
-            self._account(settled)
+            count_settled(self._metrics, settled, now=self._clock(), wall_ms=self._wall_clock() * 1000)
             self._on_settled([request.record for request in settled])
-
-    def _account(self, settled: list[Pending]) -> None:
-        now, wall_ms = self._clock(), self._wall_clock() * 1000
-        by_model: dict[str, list[Pending]] = {}
-        for request in settled:
-            by_model.setdefault(request.model or UNKNOWN_MODEL, []).append(request)
-        metrics = self._metrics
-        for model, requests in by_model.items():
-            for code, count in Counter(request.code or "ok" for request in requests).items():
-                metrics.requests_total[model, code].inc(count)
-            metrics.reply_duration_seconds[model].observe_many(now - r.answered_at for r in requests)
-            metrics.queue_duration_seconds[model].observe_many(
-                r.dispatched_at - r.record.polled_at for r in requests if r.dispatched_at is not None
-            )
-            metrics.response_duration_seconds[model].observe_many(
-                max(0.0, wall_ms - r.record.timestamp_ms) / 1000
-                for r in requests
-                if r.record.timestamp_ms >= 0
-            )
-            usages = [request.usage for request in requests if request.usage is not None]
-            for kind, index in (("prompt", 0), ("completion", 1), ("total", 2)):
-                counts = [usage[index] or 0 for usage in usages if usage[index] is not None]
-                if counts:
-                    metrics.tokens_total[model, kind].inc(sum(counts))
-                    metrics.request_tokens[model, kind].observe_many(counts)

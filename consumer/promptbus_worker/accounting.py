@@ -1,0 +1,36 @@
+"""What the metrics say of settled requests, written in bulk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from promptbus_worker.record import Pending
+from promptbus_worker.vocabulary import UNKNOWN_MODEL
+
+if TYPE_CHECKING:
+    from promptbus_worker.metrics import Metrics
+
+
+def count_settled(metrics: Metrics, settled: Sequence[Pending], *, now: float, wall_ms: float) -> None:
+    """Count these. `now` is monotonic seconds, `wall_ms` Unix milliseconds."""
+    by_model: dict[str, list[Pending]] = {}
+    for request in settled:
+        by_model.setdefault(request.model or UNKNOWN_MODEL, []).append(request)
+    for model, requests in by_model.items():
+        for code, count in Counter(request.code or "ok" for request in requests).items():
+            metrics.requests_total[model, code].inc(count)
+        metrics.reply_duration_seconds[model].observe_many(now - r.answered_at for r in requests)
+        metrics.queue_duration_seconds[model].observe_many(
+            r.dispatched_at - r.record.polled_at for r in requests if r.dispatched_at is not None
+        )
+        metrics.response_duration_seconds[model].observe_many(
+            max(0.0, wall_ms - r.record.timestamp_ms) / 1000 for r in requests if r.record.timestamp_ms >= 0
+        )
+        usages = [request.usage for request in requests if request.usage is not None]
+        for kind, index in (("prompt", 0), ("completion", 1), ("total", 2)):
+            counts = [usage[index] or 0 for usage in usages if usage[index] is not None]
+            if counts:
+                metrics.tokens_total[model, kind].inc(sum(counts))
+                metrics.request_tokens[model, kind].observe_many(counts)
