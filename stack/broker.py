@@ -63,6 +63,7 @@ class Broker:
         self.controller_port = controller_port
         self.java_options = list(java_options)
         self.remove_if_orphaned = remove_if_orphaned
+        self.proxied_port: int | None = None  # where a proxy comes to, if one stands in for this broker
         self.log = folder / "kafka.log"
         self.process: Process | None = None
 
@@ -142,8 +143,9 @@ class Broker:
 
     def launch(self) -> None:
         """Start the process without waiting for it. Raises PortTaken."""
-        for port in (self.port, self.controller_port):
-            require_free(port, "Kafka" if port == self.port else "Kafka's controller")
+        for port in (self.port, self.controller_port, self.proxied_port):
+            if port is not None:
+                require_free(port, "Kafka's controller" if port == self.controller_port else "Kafka")
         self.log.unlink(missing_ok=True)
         archive = warm().path / ARCHIVE
         options = [f"-XX:SharedArchiveFile={archive}", *ARCHIVE_OPTIONS] if archive.exists() else []
@@ -187,7 +189,8 @@ class Broker:
 
     def _explain(self, log: str) -> str:
         if "Address already in use" in log:
-            port = self.port if f":{self.port}" in log else self.controller_port
+            ports = [self.port, self.proxied_port, self.controller_port]
+            port = next((p for p in ports if p is not None and f":{p}" in log), self.controller_port)
             raise PortTaken(taken_sentence(port, "Kafka"))
         if "Could not reserve enough space" in log or "insufficient memory" in log:
             return f"Java could not get its memory ({' '.join(self.java_options)}). Free some (`free -m` shows it) and try again."

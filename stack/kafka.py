@@ -19,6 +19,8 @@ class Kafka:
     """A cluster of one node or of several, on 127.0.0.1 only, on free ports unless one is named.
 
     `properties` are added to server.properties, `java_options` to the command line.
+    `stand_ins`: ports of proxies, one for each broker, that pass on to `broker.proxied_port`. Who comes to a broker
+    through its proxy is sent to proxies by the cluster as well; `bootstrap` and the brokers themselves go past them.
 
     A context manager: started on entry, stopped on exit, and its data removed unless `data_dir` was given.
     `stop` and `kill` keep data and ports, so that `start` brings the same cluster back.
@@ -36,14 +38,18 @@ class Kafka:
         properties: Mapping[str, str] | None = None,
         heap_mb: int = 768,
         java_options: Sequence[str] = (),
+        stand_ins: Sequence[int] = (),
     ) -> None:
         if port is not None and brokers != 1:
             raise ValueError("a port can be chosen for a single broker only")
+        if stand_ins and len(stand_ins) != brokers:
+            raise ValueError("every broker needs a proxy, or none")
         self._own_data = data_dir is None
         self.data_dir = data_dir
         self._wanted_port = port
         self._count = brokers
         self._properties = dict(properties or {})
+        self._stand_ins = list(stand_ins)
         # The quick compiler alone: such a broker lives for minutes, and the thorough one would spend them compiling.
         self._java_options = [f"-Xmx{heap_mb}m", "-XX:TieredStopAtLevel=1", *java_options]
         self.brokers: list[Broker] = []
@@ -139,14 +145,15 @@ class Kafka:
         folder = self.data_dir
         if folder is None:
             folder = self.data_dir = Path(tempfile.mkdtemp(prefix="promptbus-kafka-"))
-        ports = free_ports(2 * self._count)
+        ports = free_ports(3 * self._count)
         for index in range(self._count):
-            port = self._wanted_port or ports[2 * index]
+            port = self._wanted_port or ports[3 * index]
             node = folder / f"node-{index + 1}"
             temporary = [folder] if self._own_data else []
-            self.brokers.append(
-                Broker(index + 1, node, port, ports[2 * index + 1], self._java_options, temporary)
-            )
+            made = Broker(index + 1, node, port, ports[3 * index + 1], self._java_options, temporary)
+            if self._stand_ins:
+                made.proxied_port = ports[3 * index + 2]
+            self.brokers.append(made)
         cluster_id = _cluster_id(folder)
         for broker in self.brokers:
             broker.format(cluster_id, self._server_properties(broker), alone=self._count == 1)
@@ -174,9 +181,8 @@ class Kafka:
             "process.roles": "broker,controller",
             "node.id": str(broker.node_id),
             "controller.quorum.voters": voters,
-            "listeners": f"PLAINTEXT://{HOST}:{broker.port},CONTROLLER://{HOST}:{broker.controller_port}",
             "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT",
             "log.dirs": str(broker.folder / "data"),
             "num.network.threads": "2",
             "num.io.threads": "4",
@@ -199,7 +205,22 @@ class Kafka:
             "min.insync.replicas": in_sync,
             # Kafka reserves 128 MB of heap for this otherwise.
             "log.cleaner.dedupe.buffer.size": "16777216",
+            **self._listeners(broker),
         } | self._properties
+
+    def _listeners(self, broker: Broker) -> dict[str, str]:
+        direct, controller = (
+            f"PLAINTEXT://{HOST}:{broker.port}",
+            f"CONTROLLER://{HOST}:{broker.controller_port}",
+        )
+        if broker.proxied_port is None:
+            return {"listeners": f"{direct},{controller}"}
+        stand_in = self._stand_ins[broker.node_id - 1]
+        return {
+            "listeners": f"{direct},PROXIED://{HOST}:{broker.proxied_port},{controller}",
+            "advertised.listeners": f"{direct},PROXIED://{HOST}:{stand_in}",
+            "inter.broker.listener.name": "PLAINTEXT",
+        }
 
 
 def _cluster_id(folder: Path) -> str:
