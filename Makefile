@@ -1,6 +1,6 @@
 # promptbus. `make` lists what there is; `make demo` is the place to start.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-unit lint check bench lock clean
+.PHONY: help setup demo up down test test-unit chaos lint check bench lock clean
 SHELL := /bin/sh
 BIN := .venv/bin
 # Settings of a cluster of yours must not leak into tests and local servers.
@@ -40,6 +40,9 @@ test: ready-to-test ## every test, with real services
 
 test-unit: ready ## the tests that need no Kafka and no Triton
 	@$(CLEAN_ENV) $(BIN)/pytest -n 2 tests/unit $(PYTEST_ARGS)
+
+chaos: ready ## break everything under load, lose nothing (SEED=…, MINUTES=5, BROKERS=1|3)
+	@$(CLEAN_ENV) $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BROKERS),--brokers $(BROKERS))
 
 lint: ready ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .

@@ -332,6 +332,7 @@ class Read:
     pairs: tuple[tuple[str, bytes | None], ...] = ()
     partition: int = -1
     timestamp_ms: int = -1
+    offset: int = -1
 
 
 @dataclass
@@ -388,6 +389,7 @@ class Reader:
                     tuple(pairs),  # type: ignore[arg-type]  # always bytes
                     message.partition() or 0,
                     message.timestamp()[1],
+                    -1 if (offset := message.offset()) is None else offset,
                 )
             )
         return len(messages)

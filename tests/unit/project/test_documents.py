@@ -18,6 +18,7 @@ DOCUMENTS = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
+    "docs/chaos.md",
     "docs/dashboards.md",
     "docs/metrics.md",
     "models/README.md",
