@@ -16,6 +16,7 @@ from promptbus.messages import (
     Request,
     RequestHeaders,
     decode_request,
+    quoted,
     read_request_headers,
     reply_id,
 )
@@ -176,7 +177,7 @@ class Admission:
                 )
                 raise _Refused(
                     ErrorCode.INVALID_REQUEST,
-                    f"parameters.{name[:64]} is not a parameter of {spec.name}; it takes: {taken or 'none'}",
+                    f"parameters.{quoted(name)[1:-1]} is not a parameter of {spec.name}; it takes: {taken or 'none'}",
                 )
             inputs[name] = tensor_value(tensor, value)
             size += len(value.encode()) + 4 if isinstance(value, str) else 8

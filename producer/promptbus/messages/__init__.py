@@ -23,7 +23,7 @@ from .reply import (
     encode_answer,
     encode_error,
 )
-from .request import InvalidRequest, NotARequest, Request, decode_request, encode_request
+from .request import InvalidRequest, NotARequest, Request, decode_request, encode_request, quoted
 
 __all__ = [
     "ErrorCode",
@@ -47,6 +47,7 @@ __all__ = [
     "encode_request",
     "fit_dead_letter",
     "message_bytes",
+    "quoted",
     "read_request_headers",
     "reply_headers",
     "reply_id",

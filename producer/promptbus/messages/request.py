@@ -10,10 +10,9 @@ Another dialect (chat bodies, tensors) is another function from bytes to Request
 reads the object, and only the rules for the fields are its own.
 """
 
+import json
 from types import MappingProxyType
 from typing import Annotated, Final, NamedTuple, TypeGuard, cast
-
-import orjson
 
 from .codes import ErrorCode
 from .json_object import Json, JsonObject, NotAnObject, read_object, require_json, write_object
@@ -23,7 +22,7 @@ MAX_REQUEST_ID_BYTES: Final = 256
 MAX_MAX_TOKENS: Final = 2**31 - 1
 MAX_TEMPERATURE: Final = 2
 
-_NAMED = 64  # characters of an unknown field's name that a sentence quotes
+_NAMED = 64  # characters of a sender's name for something that a sentence quotes
 
 
 # A default that nobody can fill by accident. It is no dict, but false like an empty one, and never encoded.
@@ -156,13 +155,19 @@ def is_request_id(value: object) -> TypeGuard[str]:
     )
 
 
+def quoted(name: str) -> str:
+    """A name that a sender chose, for a sentence: as JSON, at most 64 characters of it.
+
+    It may hold line breaks, terminal codes and marks that reorder text; those are escaped.
+    """
+    shown = name[:_NAMED]
+    text = json.dumps(shown, ensure_ascii=not shown.isprintable())
+    return text if shown == name else f'{text[:-1]}…"'
+
+
 def _unknown_fields(unknown: JsonObject) -> str:
-    name = next(iter(unknown))
-    if len(name) > _NAMED:
-        name = name[: _NAMED - 1] + "…"
     more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-    # Quoted as JSON: a name may hold line breaks and terminal codes.
-    return f"unknown field {orjson.dumps(name).decode()}{more}; known are {', '.join(Request._fields)}"
+    return f"unknown field {quoted(next(iter(unknown)))}{more}; known are {', '.join(Request._fields)}"
 
 
 def _bad_max_tokens(max_tokens: Json) -> str:

@@ -126,6 +126,15 @@ def test_an_unknown_field_is_named() -> None:
     assert message.startswith('unknown field "max_token"; known are prompt, request_id, ')
     assert refused(a=1, b=2, c=3).message.startswith('unknown field "a" and 2 more; ')
     assert refused(extra=None).message.startswith('unknown field "extra"')
+    assert refused(größe=1).message.startswith('unknown field "größe";')
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "\x7f", "\x9b31m", "\u202eevil", "\ufeffprompt"])
+def test_an_unknown_field_is_named_in_characters_that_can_be_shown(name: str) -> None:
+    """DEL and C1 controls are fine in JSON, and a terminal obeys them."""
+    message = refused(**{name: 1}).message
+    assert message.isprintable()
+    assert "\\u" in message or "\\n" in message
 
 
 def test_a_long_or_odd_field_name_is_cut_and_quoted() -> None:
