@@ -91,7 +91,7 @@ class Path:
             metrics=metrics,
             on_answered=lambda request, now: self.dispatcher.answered(request, now),
             on_settled=self._settled,
-            on_stop=self._restart,
+            on_stop=self._stop,
             must_wait=lambda: self.dispatcher.must_poll_first(),
             clock=time.monotonic,
             wall_clock=time.time,
@@ -108,7 +108,7 @@ class Path:
             replies=self.replies,
             intake=self.intake,
             metrics=metrics,
-            on_stop=self._restart,
+            on_stop=lambda reason: self._stop(reason, restart=True),
             concurrency=slots,
             ordered=settings.worker_ordering == "key",
             timeout_s=settings.triton_timeout_s,
@@ -123,8 +123,8 @@ class Path:
         config["error_cb"] = lambda error: self.replies.client_error(error)
         return Producer(config)
 
-    def _restart(self, reason: str) -> None:
-        self._on_stop(Exit.FAILED, reason)
+    def _stop(self, reason: str, restart: bool) -> None:
+        self._on_stop(Exit.FAILED if restart else Exit.GAVE_UP, reason)
 
     def connect(self) -> None:
         """Connect the producer; blocks, so call it in another thread.
@@ -195,7 +195,7 @@ class Path:
 
     def stop(self, reason: str, restart: bool) -> None:
         """The consumer cannot go on."""
-        self._soon(self._on_stop, Exit.FAILED if restart else Exit.GAVE_UP, reason)
+        self._soon(self._stop, reason, restart)
 
     def trouble(self, why: str) -> None:
         """A Kafka client has an error."""

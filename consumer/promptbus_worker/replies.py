@@ -22,7 +22,12 @@ from confluent_kafka import KafkaException
 from promptbus.messages import ErrorCode, Timings, Usage
 from promptbus_worker.accounting import count_settled
 from promptbus_worker.deadline import Clock
-from promptbus_worker.kafka_outcomes import DeliveryAction, delivery_verdict, stop_sentence
+from promptbus_worker.kafka_outcomes import (
+    DeliveryAction,
+    delivery_verdict,
+    needs_operator,
+    stop_sentence,
+)
 from promptbus_worker.model import Row
 from promptbus_worker.outcomes import sentence
 from promptbus_worker.record import Pending, Phase, Record, Rejection, about
@@ -82,13 +87,14 @@ class Replies:
         metrics: Metrics,
         on_answered: Callable[[Pending, float], None],
         on_settled: Callable[[list[Record]], None],
-        on_stop: Callable[[str], None],
+        on_stop: Callable[[str, bool], None],
         must_wait: Callable[[], bool],
         clock: Clock,
         wall_clock: Clock,
     ) -> None:
-        """`on_answered` hears of each outcome and when; `on_stop`, why only a restart helps. `must_wait`:
-        whether what lay here for a while may not be sent yet, for somebody else may own its partition by now. `clock` and `wall_clock` give seconds."""
+        """`on_answered` hears of each outcome and when; `on_stop`, why the worker cannot go on, and whether a restart
+        may mend it. `must_wait`: whether what lay here for a while may not be sent yet, for somebody else may own its
+        partition by now. `clock` and `wall_clock` give seconds."""
         self._producer = producer
         self._records = records
         self._metrics = metrics
@@ -268,12 +274,16 @@ class Replies:
         """An error of the client as a whole, raised or from its error callback: only a fatal one matters."""
         if error.fatal():
             self._failed_for_good = True
-            self._stop(f"The Kafka producer failed for good. {stop_sentence(error.name(), error.str())}")
+            self._stop_for(error, "The Kafka producer failed for good.")
 
-    def _stop(self, reason: str) -> None:
+    def _stop_for(self, error: DeliveryError, what: str) -> None:
+        name = error.name()
+        self._stop(f"{what} {stop_sentence(name, error.str())}", restart=not needs_operator(name))
+
+    def _stop(self, reason: str, *, restart: bool) -> None:
         if not self._stopped:
             self._stopped = True
-            self._on_stop(reason)
+            self._on_stop(reason, restart)
 
     # -- delivery reports
 
@@ -303,7 +313,7 @@ class Replies:
             case DeliveryAction.STOP:
                 self._drop(outgoing)  # it stays unsettled; what else is due may still be acknowledged
                 self._given_up = True
-                self._stop(f"Writing to {outgoing.topic} failed for good. {stop_sentence(name, error.str())}")
+                self._stop_for(error, f"Writing to {outgoing.topic} failed for good.")
             case DeliveryAction.DROPPED:
                 self._drop(outgoing)
 
@@ -321,7 +331,8 @@ class Replies:
             self._resend(outgoing._replace(refusals=outgoing.refusals + 1))
             return
         if size <= SMALLEST_LIMIT:
-            self._stop(f"{outgoing.topic} takes no record of {size} bytes. Raise its max.message.bytes.")
+            why = f"{outgoing.topic} takes no record of {size} bytes. Raise its max.message.bytes."
+            self._stop(why, restart=True)  # which reads the limits anew
             return
         # A dead letter is cut to the limit: by a byte at a time it would be refused thousands of times.
         fits = max(SMALLEST_LIMIT, size * 3 // 4) if outgoing.is_dead_letter else size - 1

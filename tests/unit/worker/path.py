@@ -219,6 +219,7 @@ class Path:
         self.ledger = Ledger()
         self.metrics = Metrics(["gpt4_nano"])
         self.stopped: list[str] = []
+        self.may_restart: list[bool] = []
         self.held: list[bool] = []
         self.settled_offsets: list[int] = []
         self.released_offsets: list[int] = []
@@ -233,7 +234,7 @@ class Path:
             metrics=self.metrics,
             on_answered=lambda request, now: self.dispatcher.answered(request, now),
             on_settled=self._settled,
-            on_stop=self.stopped.append,
+            on_stop=self._stop,
             must_wait=lambda: self.dispatcher.must_poll_first(),
             clock=loop().time,
             wall_clock=loop().time,
@@ -284,6 +285,10 @@ class Path:
 
     def poll_soon(self) -> None:
         self.polls_wanted += 1
+
+    def _stop(self, reason: str, restart: bool) -> None:
+        self.stopped.append(reason)
+        self.may_restart.append(restart)
 
     def _settled(self, records: list[Record]) -> None:
         for record in records:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.unit.worker.path import Path, Refusal
-from tests.unit.worker.virtual_time import in_virtual_time, loop
+from tests.unit.worker.virtual_time import in_virtual_time, loop, run
 
 
 def ids(count: int) -> list[str]:
@@ -65,3 +67,27 @@ async def test_a_missing_right_on_one_topic_does_not_give_up_what_others_may_sti
     assert not await waiting, "one is never acknowledged"
     assert loop().time() < 1000 + 5, "and is not waited for"
     assert path.settled_offsets == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "restart"),
+    [("TOPIC_AUTHORIZATION_FAILED", False), ("INVALID_RECORD", False), ("_FATAL", True), ("UNKNOWN", True)],
+)
+def test_what_only_an_operator_can_mend_is_not_tried_again_by_a_restart(error: str, restart: bool) -> None:
+    async def refused() -> None:
+        path = Path()
+        path.broker.answers = lambda topic, size: Refusal(error)
+        path.ask("a", "b")
+        await asyncio.sleep(1)
+        assert path.may_restart == [restart]
+        assert path.settled_offsets == []
+
+    run(refused())
+
+
+@in_virtual_time
+async def test_a_producer_that_is_denied_its_id_says_which_right_is_missing() -> None:
+    path = Path()
+    path.replies.client_error(Refusal("CLUSTER_AUTHORIZATION_FAILED", fatal=True))
+    assert path.may_restart == [False]
+    assert "IDEMPOTENT_WRITE" in path.stopped[0]
