@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from confluent_kafka import OFFSET_END, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaException, TopicPartition
 
 from promptbus_worker.commit_metadata import decode
 from promptbus_worker.ledger import Ownership
@@ -19,6 +19,10 @@ from promptbus_worker.ledger import Ownership
 log = logging.getLogger(__name__)
 
 READ_TIMEOUT_S = 2.0
+NOWHERE = 0
+"""Where a paused partition stands until its position is known. Nothing is read from there, but it must be a number:
+"end" would be looked up, and librdkafka, when that answer comes after the seek to the position, looks it up once more
+and goes there. All records before the end would be skipped without a word."""
 
 
 class Position(NamedTuple):
@@ -33,7 +37,7 @@ class Consumer(Protocol):
     """What is used of confluent_kafka.Consumer."""
 
     def committed(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]: ...
-    def get_watermark_offsets(self, partition: TopicPartition, timeout: float) -> tuple[int, int]: ...
+    def offsets_for_times(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]: ...
     def incremental_assign(self, partitions: list[TopicPartition]) -> None: ...
     def pause(self, partitions: list[TopicPartition]) -> None: ...
     def resume(self, partitions: list[TopicPartition]) -> None: ...
@@ -75,7 +79,7 @@ class Positions:
     ) -> None:
         """Take the partitions over: at their positions, or paused where the position is not known yet."""
         known = [TopicPartition(o.topic, o.partition, p.offset) for o, p in found.items()]
-        unknown = [TopicPartition(o.topic, o.partition, OFFSET_END) for o in unpositioned if o not in found]
+        unknown = [TopicPartition(o.topic, o.partition, NOWHERE) for o in unpositioned if o not in found]
         consumer.incremental_assign(known + unknown)
         if unknown:
             consumer.pause(unknown)
@@ -95,13 +99,20 @@ class Positions:
         return True
 
     def _start(self, consumer: Consumer, ownership: Ownership) -> int | None:
-        partition = TopicPartition(ownership.topic, ownership.partition)
+        # Not get_watermark_offsets: of its two questions to the broker one may fail, and it then returns the other's
+        # answer for both. The end, taken for the beginning, would skip all that is there.
+        end = OFFSET_END if self._start_at_end else OFFSET_BEGINNING
+        partition = TopicPartition(ownership.topic, ownership.partition, end)
         try:
-            low, high = consumer.get_watermark_offsets(partition, READ_TIMEOUT_S)
-        except KafkaException as error:
-            log.warning(
-                "the log's ends cannot be read, trying again",
-                extra={"partition": ownership.partition, "error": str(error)},
-            )
-            return None
-        return high if self._start_at_end else low
+            (answer,) = consumer.offsets_for_times([partition], READ_TIMEOUT_S)
+        except KafkaException as failure:
+            why = str(failure)
+        else:
+            if answer.error is None and answer.offset >= 0:
+                return answer.offset
+            why = str(answer.error)
+        log.warning(
+            "the log's ends cannot be read, trying again",
+            extra={"partition": ownership.partition, "error": why},
+        )
+        return None

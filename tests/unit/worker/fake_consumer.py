@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from queue import Empty
 from typing import Protocol, cast
 
-from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 
 from promptbus_worker.intake import Intake
 from promptbus_worker.lag_report import LagReport
@@ -101,6 +109,8 @@ class FakeConsumer:
     commit_errors: dict[int, KafkaError] = field(default_factory=dict)
     """The next commit of a partition is answered with this."""
     committed_errors: dict[int, KafkaError] = field(default_factory=dict)
+    end_errors: dict[int, KafkaError] = field(default_factory=dict)
+    """The next question for an end of a partition's log is answered with this."""
     answering: bool = True
     """Whether asynchronous commits are ever answered."""
     before_poll: Callable[[], None] = _nothing
@@ -169,21 +179,28 @@ class FakeConsumer:
     def get_watermark_offsets(
         self, partition: TopicPartition, timeout: float = 0.0, *, cached: bool = False
     ) -> tuple[int, int]:
-        if cached:
-            return -1001, self.fetched_end.get(partition.partition, -1001)
-        self._called("watermarks", partition.partition)
-        return self.group.low[partition.partition], self.group.end(partition.partition)
+        assert cached, "asked for both ends, it may give one for the other"
+        return -1001, self.fetched_end.get(partition.partition, -1001)
 
     def offsets_for_times(self, partitions: list[TopicPartition], timeout: float) -> list[Answer]:
-        assert all(partition.offset == OFFSET_END for partition in partitions)
+        assert all(partition.offset in (OFFSET_BEGINNING, OFFSET_END) for partition in partitions)
         self._called("ends", sorted(p.partition for p in partitions))
-        return [Answer(p.topic, p.partition, self.group.end(p.partition)) for p in partitions]
+        return [
+            Answer(
+                p.topic,
+                p.partition,
+                self.group.end(p.partition) if p.offset == OFFSET_END else self.group.low[p.partition],
+                error=self.end_errors.pop(p.partition, None),
+            )
+            for p in partitions
+        ]
 
     def incremental_assign(self, partitions: list[TopicPartition]) -> None:
         self._called("assign", {p.partition: p.offset for p in partitions})
         for p in partitions:
             assert p.partition not in self.position
-            self.position[p.partition] = self.group.end(p.partition) if p.offset == OFFSET_END else p.offset
+            assert p.offset >= 0, "what has to be looked up can override a seek"
+            self.position[p.partition] = p.offset
             self.paused.discard(p.partition)
 
     def pause(self, partitions: list[TopicPartition]) -> None:

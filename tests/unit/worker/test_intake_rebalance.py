@@ -104,7 +104,7 @@ def test_a_group_without_commits_begins_at_an_explicit_offset_and_commits_it_at_
 def test_the_logs_ends_are_asked_for_again_when_they_cannot_be_read() -> None:
     rig = Rig(group_of(3, committed=None))
     rig.consumer.failures["get_watermark_offsets"] = []
-    rig.consumer.failures["watermarks"] = [kafka_error("_TRANSPORT")] * 2
+    rig.consumer.failures["ends"] = [kafka_error("_TRANSPORT")] * 2
     rig.consumer.assign(0)
     rig.step(2)
     assert rig.offsets() == []
