@@ -20,6 +20,7 @@ DOCUMENTS = [
     "CHANGELOG.md",
     "docs/chaos.md",
     "docs/dashboards.md",
+    "docs/faults.md",
     "docs/metrics.md",
     "models/README.md",
 ]
@@ -76,6 +77,33 @@ def test_links_lead_somewhere(document: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{document} links to {target}"
+
+
+def fault_rows() -> list[list[str]]:
+    """The cells of docs/faults.md: fault, what the worker does, what the operator sees, tests."""
+    lines = (PROJECT / "docs" / "faults.md").read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    return [row for row in rows if row[0] != "fault"]
+
+
+def test_every_fault_names_tests_that_exist() -> None:
+    assert fault_rows()
+    for fault, *_, tests in fault_rows():
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", tests)
+        assert named, f"no test for {fault!r}"
+        for file, name in named:
+            text = (PROJECT / "tests" / file).read_text()
+            assert re.search(rf"^(?:async )?def {name}\(", text, re.MULTILINE), f"{file} has no {name}"
+
+
+def test_every_fault_names_metrics_and_alerts_that_exist() -> None:
+    metrics = {series.full_name.removeprefix("promptbus_") for series in EVERY_SERIES}
+    alerts = (PROJECT / "config" / "prometheus" / "alerts.yml").read_text()
+    seen = [row[2] for row in fault_rows()]
+    named = {name for cell in seen for name in re.findall(r"`([a-z]+_[a-z_]+)[`{]", cell)}
+    assert named - {"not_found", "bad_request"} <= metrics
+    for name in re.findall(r"alert `(\w+)`", "\n".join(seen)):
+        assert f"alert: Promptbus{name}\n" in alerts
 
 
 def test_readme_has_every_error_code() -> None:
