@@ -216,7 +216,8 @@ class Intake:
         for message in messages:
             error = message.error()
             if error is not None:
-                self._consumer_error(error)
+                if not self._is_unpositioned(message):
+                    self._consumer_error(error)
             elif (record := self._record(message, now)) is not None:
                 records.append(record)
         return records
@@ -250,6 +251,11 @@ class Intake:
             self._stop(
                 f"Partition {ownership.partition} cannot be read from {watermark}: {error}", restart=True
             )
+
+    def _is_unpositioned(self, message: Message) -> bool:
+        """Whether it is about a partition whose position is still being looked for: what is wrong there passes."""
+        ownership = self._ledger.owned(message.topic() or "", message.partition() or 0)
+        return ownership is not None and ownership in self._unpositioned
 
     def _record(self, message: Message, now: float) -> Record | None:
         topic, partition, offset = message.topic(), message.partition(), message.offset()

@@ -104,6 +104,8 @@ class FakeConsumer:
     """What the client knows of a log's end without asking: as of the last poll while it was not paused."""
     errors: deque[KafkaError] = field(default_factory=deque)
     """Delivered as messages before any record."""
+    messages: deque[Message] = field(default_factory=deque)
+    """Delivered as they are before any record."""
     failures: dict[str, list[KafkaError]] = field(default_factory=dict)
     """Raised by the next calls of the method of that name."""
     commit_errors: dict[int, KafkaError] = field(default_factory=dict)
@@ -262,6 +264,8 @@ class FakeConsumer:
             self.events.popleft()()
 
     def _next(self) -> Message | None:
+        if self.messages:
+            return self.messages.popleft()
         if self.errors:
             return Message(error=self.errors.popleft())
         for partition in sorted(set(self.position) - self.paused):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
+from confluent_kafka import Message
 
 from promptbus_worker.commit_metadata import decode
 from promptbus_worker.intake import Intake
 from promptbus_worker.ledger import Ownership
-from tests.unit.worker.fake_consumer import METRICS, Group, Rig, kafka_error
+from tests.unit.worker.fake_consumer import METRICS, TOPIC, Group, Rig, kafka_error
 
 
 def group_of(records: int, *, partitions: int = 1, committed: int | None = 0) -> Group:
@@ -72,6 +73,18 @@ def test_a_partition_that_cannot_be_moved_to_its_position_is_tried_again() -> No
     rig.step(3)
     assert rig.offsets() == []
     rig.step(2)
+    assert rig.offsets() == [4, 5, 6, 7, 8, 9]
+
+
+def test_an_error_of_a_partition_without_a_position_yet_is_no_reason_to_stop() -> None:
+    rig = Rig(group_of(10, committed=4))
+    rig.consumer.failures["committed"] = [kafka_error("_TIMED_OUT")] * 3
+    rig.consumer.assign(0)
+    rig.step()
+    # Its placeholder is not where it will be read from, and may lie outside of the log.
+    rig.consumer.messages.append(Message(TOPIC, 0, 0, error=kafka_error("_AUTO_OFFSET_RESET")))
+    rig.step(3)
+    assert rig.loop.stopped == []
     assert rig.offsets() == [4, 5, 6, 7, 8, 9]
 
 
