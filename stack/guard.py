@@ -52,6 +52,7 @@ class Guard:
         self.shm_prefix = str(spec["shm_prefix"])
         remove = spec["remove_if_orphaned"]
         self.remove_if_orphaned = [Path(str(p)) for p in remove] if isinstance(remove, list) else []
+        self.remove_after: list[Path] = []
         self.starter: int | None = os.getppid()
         self.kill_at: float | None = None
         self.wake, wake_write = os.pipe()
@@ -84,6 +85,9 @@ class Guard:
             self._wait()
         code = self.server.returncode
         self._sweep()
+        # last: whoever waits for a folder to go may then rely on all the rest being gone
+        for path in self.remove_after:
+            shutil.rmtree(path, ignore_errors=True)
         return code if code >= 0 else 128 - code
 
     def _wait(self) -> None:
@@ -122,10 +126,8 @@ class Guard:
 
     def _orphaned(self) -> None:
         self.control = None
+        self.remove_after = self.remove_if_orphaned
         self._kill()
-        self.server.wait()
-        for path in self.remove_if_orphaned:
-            shutil.rmtree(path, ignore_errors=True)
 
     def _terminate(self) -> None:
         if self.kill_at is None:
