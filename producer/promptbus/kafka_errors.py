@@ -56,11 +56,15 @@ UNREACHABLE = frozenset(
         KafkaError._RESOLVE,  # noqa: SLF001
     }
 )
-# Between two leaders: a second try soon finds the next one.
+# Between two leaders, or before all brokers have heard of the newest: a second try soon finds it.
 PASSING = UNKNOWN_TOPIC | {
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.KAFKA_STORAGE_ERROR,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.OFFSET_NOT_AVAILABLE,
     KafkaError.REPLICA_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
 }
 
 
