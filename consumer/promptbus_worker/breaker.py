@@ -5,8 +5,8 @@
     CLOSED     failure                            CLOSED, calls pause for the back-off
     CLOSED     failure that says "gone"           OPEN
     CLOSED     5 calls failed without a success   OPEN
-    CLOSED     16 single-request model errors     OPEN
-               without a success
+    CLOSED     single-request model error         CLOSED, calls pause for a back-off of its own, forgotten at an answer
+    CLOSED     16 of them without a success       OPEN
     OPEN       back-off over, probe taken         PROBING
     PROBING    the probe was answered             CLOSED; the back-off is forgotten only if it was a request
     PROBING    failure                            OPEN, with twice the back-off
@@ -48,6 +48,7 @@ class Breaker:
         "_failures",
         "_probes_failed",
         "_resume_at",
+        "_single_backoff_s",
         "_single_errors",
         "_worked_began",
         "state",
@@ -59,6 +60,7 @@ class Breaker:
         self._backoff_s = FIRST_BACKOFF_S
         self._failures = 0
         self._single_errors = 0
+        self._single_backoff_s = FIRST_BACKOFF_S
         self._probes_failed = 0
         self._answered_began = float("-inf")
         self._worked_began = float("-inf")
@@ -122,6 +124,7 @@ class Breaker:
         self._answered_began = max(self._answered_began, began)
         self._worked_began = max(self._worked_began, began)
         self._failures = self._single_errors = 0
+        self._single_backoff_s = FIRST_BACKOFF_S
         if self.state is State.CLOSED:
             self._backoff_s = FIRST_BACKOFF_S
             self._resume_at = float("-inf")
@@ -141,7 +144,9 @@ class Breaker:
         if self.state is not State.CLOSED:
             return
         self._single_errors += 1
-        self._resume_at = max(self._resume_at, now + FIRST_BACKOFF_S)
+        if now >= self._resume_at:
+            self._resume_at = now + self._single_backoff_s
+            self._single_backoff_s = min(LONGEST_BACKOFF_S, self._single_backoff_s * 2)
         if self._single_errors >= SINGLE_ERRORS_TO_OPEN:
             self.state = State.OPEN
             self._back_off(now)

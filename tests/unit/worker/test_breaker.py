@@ -203,6 +203,26 @@ def test_no_probe_comes_back_unless_one_is_out(breaker: Breaker) -> None:
     assert breaker.state is state
 
 
+def test_single_errors_are_waited_for_longer_and_longer_until_a_request_is_answered() -> None:
+    breaker, now, waits = Breaker(), 0.0, []
+    for number in range(10):
+        breaker.single_error(now)
+        breaker.single_error(now)  # of the same moment
+        wait = breaker.resumes_in(now)
+        assert wait is not None
+        waits.append(wait)
+        now += wait
+        if breaker.is_open:
+            breaker.probe()
+            breaker.probe_succeeded(now, by_request=False)
+        assert breaker.may_call(now), number
+    assert waits[:7] == pytest.approx([FIRST_BACKOFF_S * 2**n for n in range(7)])
+    assert waits[-1] >= LONGEST_BACKOFF_S / 2
+    breaker.succeeded(now)
+    breaker.single_error(now)
+    assert breaker.resumes_in(now) == pytest.approx(FIRST_BACKOFF_S)
+
+
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(["failed", "gone", "single", "succeeded", "probe", "probe_ok", "probe_bad"]),
