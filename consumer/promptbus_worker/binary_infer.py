@@ -108,7 +108,12 @@ class BinaryInference:
         answer = await self._pool.post(request)
         if answer.status != 200:
             text = _error_text(answer)
-            raise CallError(failure_of_status(answer.status, text), text, status=answer.status)
+            raise CallError(
+                failure_of_status(answer.status, text),
+                text,
+                status=answer.status,
+                retry_after_s=_retry_after_s(answer),
+            )
         return read_answer(answer, len(batch))
 
     def request(self, spec: ModelSpec, batch: Sequence[Inputs]) -> bytes:
@@ -260,6 +265,12 @@ def _error_text(answer: Answer) -> str:
         return str(orjson.loads(answer.body)["error"])
     except (ValueError, TypeError, KeyError):
         return answer.body.decode(errors="replace") or "no text with it"
+
+
+def _retry_after_s(answer: Answer) -> float:
+    """In the form of seconds; the other one, a date, would need clocks that agree."""
+    value = answer.headers.get(b"retry-after", b"")
+    return float(value) if value.isdigit() and len(value) < 10 else 0.0
 
 
 def _text(error: Exception) -> str:

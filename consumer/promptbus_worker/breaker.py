@@ -11,6 +11,7 @@
     PROBING    the probe was answered             CLOSED; the back-off is forgotten only if it was a request
     PROBING    failure                            OPEN, with twice the back-off
     OPEN       success of a call from before      OPEN: only a probe closes it
+    any        the server named a time to wait    the same, and nothing goes out before that
 
 The breaker is also the witness in two questions of guilt. A model error is charged to a request only if the model
 has answered another *request* since (`answered_since`; our own probe proves too little: a model may say "pong" and
@@ -23,6 +24,8 @@ from enum import Enum, auto
 
 FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 5.0
+LONGEST_RETRY_AFTER_S = 60.0
+"""A server may ask for more, and is then asked again after this."""
 FAILURES_TO_OPEN = 5
 SINGLE_ERRORS_TO_OPEN = 16
 
@@ -50,6 +53,7 @@ class Breaker:
         "_resume_at",
         "_single_backoff_s",
         "_single_errors",
+        "_told_to_wait_until",
         "_worked_began",
         "state",
     )
@@ -57,6 +61,7 @@ class Breaker:
     def __init__(self) -> None:
         self.state = State.CLOSED
         self._resume_at = float("-inf")
+        self._told_to_wait_until = float("-inf")
         self._backoff_s = FIRST_BACKOFF_S
         self._failures = 0
         self._single_errors = 0
@@ -77,17 +82,29 @@ class Breaker:
 
     def may_call(self, now: float) -> bool:
         """Whether an ordinary batch may go out."""
-        return self.state is State.CLOSED and now >= self._resume_at
+        return self.state is State.CLOSED and now >= self._waits_until
 
     def may_probe(self, now: float) -> bool:
         """Whether it is time for a probe."""
-        return self.state is State.OPEN and now >= self._resume_at
+        return self.state is State.OPEN and now >= self._waits_until
 
     def resumes_in(self, now: float) -> float | None:
         """Seconds until a call or a probe may go out; None if nothing is being waited for."""
-        if self.state is State.PROBING or now >= self._resume_at:
+        if self.state is State.PROBING or now >= self._waits_until:
             return None
-        return self._resume_at - now
+        return self._waits_until - now
+
+    @property
+    def _waits_until(self) -> float:
+        return max(self._resume_at, self._told_to_wait_until)
+
+    def is_told_to_wait(self, now: float) -> bool:
+        """Whether the time that the server named is not over."""
+        return now < self._told_to_wait_until
+
+    def told_to_wait(self, now: float, seconds: float) -> None:
+        """The server named a time (Retry-After). Unlike a back-off, answers to earlier calls do not end it."""
+        self._told_to_wait_until = max(self._told_to_wait_until, now + min(seconds, LONGEST_RETRY_AFTER_S))
 
     def answered_since(self, moment: float) -> bool:
         """Whether a call that began at `moment` or after answered requests."""

@@ -58,12 +58,15 @@ class CallError(Exception):
     """A call to Triton failed as a whole.
 
     `status` is the HTTP status, None where there was none. `detail` is at most 500 characters, for the log
-    only: a reply never carries it.
+    only: a reply never carries it. `retry_after_s`: how long the server asked to be left alone, 0 if it did not.
     """
 
-    def __init__(self, failure: CallFailure, detail: str, *, status: int | None = None) -> None:
+    def __init__(
+        self, failure: CallFailure, detail: str, *, status: int | None = None, retry_after_s: float = 0.0
+    ) -> None:
         self.failure = failure
         self.status = status
+        self.retry_after_s = retry_after_s
         self.detail = detail[:DETAIL_CHARS]
         super().__init__(
             f"{failure} (HTTP {status}): {self.detail}" if status else f"{failure}: {self.detail}"

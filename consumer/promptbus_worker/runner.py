@@ -185,7 +185,7 @@ class Runner:
             part = unanswered(parts.pop())
             if not part:
                 continue
-            if breaker.is_open:
+            if breaker.is_open or breaker.is_told_to_wait(self._clock()):
                 self._traffic.put_back(part)
                 continue
             noted = self._in_flight_file.begin([request.record.place for request in part])
@@ -261,6 +261,8 @@ class Runner:
         except CallError as error:
             calls[model, VERDICTS[error.failure].call_result].inc()
             self._note_failure(model, error)
+            if error.failure is CallFailure.OVERLOADED:
+                self._breakers[model].told_to_wait(self._clock(), error.retry_after_s)
             raise
         finally:
             now = self._clock()

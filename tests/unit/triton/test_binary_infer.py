@@ -163,6 +163,30 @@ async def test_json_that_is_not_utf8_is_the_models_doing(transport: Transport) -
     assert error.failure is CallFailure.BAD_OUTPUT
 
 
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (b"7", 7),
+        (b" 120 ", 120),
+        (b"0", 0),
+        (b"-1", 0),
+        (b"1.5", 0),
+        (b"\xb2", 0),
+        (b"9" * 400, 0),
+        (b"Wed, 21 Oct 2026 07:28:00 GMT", 0),
+    ],
+)
+async def test_the_seconds_of_retry_after_come_with_the_failure(value: bytes, seconds: float) -> None:
+    busy = b"HTTP/1.1 503 Busy\r\nRetry-After: %s\r\nContent-Length: 0\r\n\r\n" % value
+    async with ScriptedTriton() as server:
+        client = TritonClient(server.url)
+        spec = await client.read_spec("gpt4_nano")
+        server.scripts.append(faults.raw(busy))
+        error = await failed(client, spec, inputs("hello"))
+        assert (error.failure, error.retry_after_s) == (CallFailure.OVERLOADED, seconds)
+        await client.close()
+
+
 async def test_a_redirect_is_not_followed_and_says_where_it_points() -> None:
     moved = b"HTTP/1.1 308 Moved\r\nLocation: https://elsewhere/\r\nContent-Length: 0\r\n\r\n"
     async with ScriptedTriton() as triton:

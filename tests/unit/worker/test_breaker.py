@@ -10,6 +10,7 @@ from promptbus_worker.breaker import (
     FAILURES_TO_OPEN,
     FIRST_BACKOFF_S,
     LONGEST_BACKOFF_S,
+    LONGEST_RETRY_AFTER_S,
     SINGLE_ERRORS_TO_OPEN,
     Breaker,
     BreakerError,
@@ -221,6 +222,27 @@ def test_single_errors_are_waited_for_longer_and_longer_until_a_request_is_answe
     breaker.succeeded(now)
     breaker.single_error(now)
     assert breaker.resumes_in(now) == pytest.approx(FIRST_BACKOFF_S)
+
+
+def test_a_time_that_the_server_named_is_waited_for_whatever_earlier_calls_bring() -> None:
+    breaker = Breaker()
+    breaker.failed(10.0, gone=False)
+    breaker.told_to_wait(10.0, 7.0)
+    breaker.succeeded(9.9)
+    assert not breaker.may_call(16.9)
+    assert breaker.is_told_to_wait(16.9)
+    assert breaker.resumes_in(10.0) == pytest.approx(7.0)
+    assert breaker.may_call(17.0)
+    breaker.told_to_wait(20.0, 5.0)
+    breaker.told_to_wait(20.0, 2.0)
+    assert not breaker.may_call(24.9), "the longer one counts"
+
+
+def test_a_probe_waits_for_the_named_time_too_but_not_for_ever() -> None:
+    breaker = opened(0.0)
+    breaker.told_to_wait(0.0, 1e6)
+    assert not breaker.may_probe(LONGEST_RETRY_AFTER_S - 0.1)
+    assert breaker.may_probe(LONGEST_RETRY_AFTER_S)
 
 
 EVENTS = st.lists(
