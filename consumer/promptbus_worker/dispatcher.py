@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,6 +21,7 @@ from promptbus_worker.freeze import FreezeGuard
 from promptbus_worker.gates import Gates
 from promptbus_worker.in_flight_file import InFlightFile
 from promptbus_worker.ledger import Ownership
+from promptbus_worker.limiter import Limiter
 from promptbus_worker.model import InferenceClient, ModelSpec
 from promptbus_worker.outage import Outage
 from promptbus_worker.outcomes import VERDICTS
@@ -79,22 +80,24 @@ class Dispatcher:
         intake: Intake,
         metrics: Metrics,
         on_stop: Callable[[str], None],
-        concurrency: int,
+        limiters: Mapping[str, Limiter],
         ordered: bool = False,
         timeout_s: float,
         clock: Clock,
         wall_clock: Clock,
     ) -> None:
-        """`on_stop` hears why only a restart helps. `concurrency`: batches in flight at most; `timeout_s`: the longest a call may take."""
+        """`on_stop` hears why only a restart helps. `limiters`: one per model; `timeout_s`: the longest a call may take."""
         self._batcher = batcher
         self._replies = replies
         self._intake = intake
         self._metrics = metrics
-        self._concurrency = concurrency
+        self._limiters = limiters
+        self._running = dict.fromkeys(limiters, 0)  # batches in flight
         self._clock = clock
         self._gates = gates
         # A row for each call and probe, and one for what is being admitted.
-        in_flight_file = InFlightFile.from_environment(concurrency + len(specs) + 1)
+        rows = sum(limiter.maximum + 1 for limiter in limiters.values()) + 1
+        in_flight_file = InFlightFile.from_environment(rows)
         self._reception = Reception(
             admission=admission,
             batcher=batcher,
@@ -113,6 +116,7 @@ class Dispatcher:
             specs=specs,
             model_version=model_version,
             breakers=gates.breakers,
+            limiters=limiters,
             in_flight_file=in_flight_file,
             freeze=self.freeze,
             replies=replies,
@@ -208,7 +212,7 @@ class Dispatcher:
         now = self._clock()
         metrics.oldest_in_flight_seconds.set(max(0.0, now - min(began, default=now)))
         metrics.waiting_requests.set(len(self._batcher) + len(self._reception))
-        metrics.concurrency_limit.set(self._concurrency)
+        metrics.concurrency_limit.set(self._limit)
         metrics.breaker_open.set(self._gates.breaker_open)
         metrics.dead_letter_budget_exhausted.set(self._gates.budget_exhausted)
 
@@ -219,8 +223,8 @@ class Dispatcher:
         if self._stopped:
             return
         now = self._clock()
-        blocked = self._gates.blocked(now)
-        while self._has_slot() and len(self._batcher):
+        blocked = self._blocked(now)
+        while len(blocked) < len(self._limiters) and self._may_start() and len(self._batcher):
             batch = self._batcher.take(
                 now,
                 blocked=blocked,
@@ -234,9 +238,8 @@ class Dispatcher:
             metrics.later.observe(metrics.batch_size[batch.model], len(batch.requests))
             self._start(self._runner.run(batch), batch)
             self._gates.starts(batch)
-            if batch.is_trial:
-                blocked = self._gates.blocked(now)
-        self._replies.in_bulk = len(self._batcher) > WAITING_IN_BULK * self._concurrency
+            blocked = self._blocked(now)
+        self._replies.in_bulk = len(self._batcher) > WAITING_IN_BULK * self._limit
         for model, breaker in self._gates.breakers.items():
             if breaker.may_probe(now) and not self._draining:
                 breaker.probe()
@@ -248,9 +251,20 @@ class Dispatcher:
         self._note_idle()
         self._set_wake(now, blocked)
 
-    def _has_slot(self) -> bool:
-        free = len(self._in_flight) < self._concurrency and self._exclusive is None
-        return free and not self._replies.congested
+    def _may_start(self) -> bool:
+        return self._exclusive is None and not self._replies.congested
+
+    def _blocked(self, now: float) -> list[str]:
+        """Models of which no batch may go out, or no further one."""
+        blocked = self._gates.blocked(now)
+        for model, limiter in self._limiters.items():
+            if self._running[model] >= limiter.limit and model not in blocked:
+                blocked.append(model)
+        return blocked
+
+    @property
+    def _limit(self) -> int:
+        return sum(limiter.limit for limiter in self._limiters.values())
 
     def _alone_in_flight(self) -> list[str]:
         batches = self._in_flight.values()
@@ -259,12 +273,15 @@ class Dispatcher:
     def _start(self, run: Coroutine[object, object, None], batch: Batch) -> None:
         task = asyncio.get_running_loop().create_task(run)
         self._in_flight[task] = batch
+        self._running[batch.model] += 1
         if batch.requests and batch.requests[0].crash_suspect:
             self._exclusive = task
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._gates.ended(self._in_flight.pop(task), self._clock())
+        batch = self._in_flight.pop(task)
+        self._running[batch.model] -= 1
+        self._gates.ended(batch, self._clock())
         if task is self._exclusive:
             self._exclusive = None
         self.pump()
@@ -274,7 +291,7 @@ class Dispatcher:
             self._wake.cancel()
             self._wake = None
         times = [self._gates.resumes_in(now)]
-        if self._has_slot():
+        if self._may_start():
             times.append(self._batcher.next_due(now, blocked))
         due = [time for time in times if time is not None]
         if due:
@@ -314,10 +331,13 @@ class Dispatcher:
         """The request that waits longest for this model, now in flight."""
         return self._batcher.take_one(model)
 
+    def in_flight(self, model: str) -> int:
+        """Batches of this model in flight, the asking one included."""
+        return self._running[model]
+
     def others(self, model: str) -> bool:
         """Whether anything of this model waits, or is in flight beside the asking batch."""
-        in_flight = sum(batch.model == model for batch in self._in_flight.values())
-        return in_flight > 1 or any(request.model == model for request in self._batcher)
+        return self._running[model] > 1 or any(request.model == model for request in self._batcher)
 
     def unsuspected(self, model: str) -> bool:
         """Whether any request of this model waits or is in flight that never failed alone."""

@@ -81,14 +81,14 @@ class Intake:
         positions: Positions,
         loop: Loop,
         metrics: Metrics,
-        max_records: int,
+        max_records: Callable[[], int],
         max_bytes: int,
         revoke_s: float,
         lag_report: LagReport | None = None,
         clock: Clock = time.monotonic,
         make_consumer: Callable[[dict[str, object]], Consumer] = Consumer,
     ) -> None:
-        """`max_records` and `max_bytes` bound what is in hand; the consumer is made in `run`."""
+        """`max_records` (asked at each poll) and `max_bytes` bound what is in hand; the consumer is made in `run`."""
         self._config = {**consumer_config, "error_cb": self._client_error}
         self._topic = topic
         self._positions = positions
@@ -198,7 +198,7 @@ class Intake:
     def _room(self) -> int:
         if self._ledger.bytes_in_hand >= self._max_bytes:
             return 0
-        return min(MAX_POLL_RECORDS, self._max_records - self._ledger.records_in_hand)
+        return min(MAX_POLL_RECORDS, self._max_records() - self._ledger.records_in_hand)
 
     def _poll(self, consumer: Consumer, room: int) -> list[Record]:
         # consume(n, timeout) would wait for all n: 110 ms at low load. So wait for one, then take what is there.

@@ -111,7 +111,7 @@ class Verdict:
     `counts_attempt`: the call may have run and cost something, so it counts towards the limit of attempts.
     `final_code`: the code of the reply once it is final: after the last attempt, at the request's own deadline,
     or when the request failed alone. `trips_breaker`: calling on is of no use until Triton has changed; one
-    such failure is evidence enough.
+    such failure is evidence enough. `lowers_limit`: fewer calls at once may help, so the limiter hears of it.
     """
 
     action: Action
@@ -120,16 +120,29 @@ class Verdict:
     call_result: CallResult
     final_code: ErrorCode
     trips_breaker: bool
+    lowers_limit: bool = False
 
 
 # The result label tells what the operator looks at: `overloaded` = Triton answered that it will not run this
 # now, `connection` = no usable answer, `model_error` = the model, `bad_output` = what the model returned.
 VERDICTS: Mapping[CallFailure, Verdict] = {
     CallFailure.OVERLOADED: Verdict(
-        Action.PUT_BACK, False, "overloaded", "overloaded", ErrorCode.UNAVAILABLE, trips_breaker=False
+        Action.PUT_BACK,
+        False,
+        "overloaded",
+        "overloaded",
+        ErrorCode.UNAVAILABLE,
+        trips_breaker=False,
+        lowers_limit=True,
     ),
     CallFailure.REFUSED: Verdict(
-        Action.PUT_BACK, False, "connection", "connection", ErrorCode.UNAVAILABLE, trips_breaker=True
+        Action.PUT_BACK,
+        False,
+        "connection",
+        "connection",
+        ErrorCode.UNAVAILABLE,
+        trips_breaker=True,
+        lowers_limit=True,
     ),
     CallFailure.FORBIDDEN: Verdict(
         Action.PUT_BACK, False, "connection", "connection", ErrorCode.UNAVAILABLE, trips_breaker=True
@@ -141,10 +154,22 @@ VERDICTS: Mapping[CallFailure, Verdict] = {
         Action.REREAD, False, "overloaded", "overloaded", ErrorCode.UNAVAILABLE, trips_breaker=False
     ),
     CallFailure.TIMEOUT: Verdict(
-        Action.PUT_BACK, True, "timeout", "timeout", ErrorCode.INFERENCE_TIMEOUT, trips_breaker=False
+        Action.PUT_BACK,
+        True,
+        "timeout",
+        "timeout",
+        ErrorCode.INFERENCE_TIMEOUT,
+        trips_breaker=False,
+        lowers_limit=True,
     ),
     CallFailure.CONNECTION: Verdict(
-        Action.PUT_BACK, True, "connection", "connection", ErrorCode.INFERENCE_TIMEOUT, trips_breaker=False
+        Action.PUT_BACK,
+        True,
+        "connection",
+        "connection",
+        ErrorCode.INFERENCE_TIMEOUT,
+        trips_breaker=False,
+        lowers_limit=True,
     ),
     CallFailure.BAD_REQUEST: Verdict(
         Action.SPLIT, False, "bisect", "model_error", ErrorCode.MODEL_ERROR, trips_breaker=False

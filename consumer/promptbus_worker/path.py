@@ -25,6 +25,7 @@ from promptbus_worker.gates import Gates
 from promptbus_worker.intake import Intake
 from promptbus_worker.lag_report import LagReport
 from promptbus_worker.ledger import Ownership
+from promptbus_worker.limiter import Limiter
 from promptbus_worker.model import InferenceClient, ModelSpec
 from promptbus_worker.positions import Positions
 from promptbus_worker.record import Record
@@ -42,7 +43,7 @@ BATCHES_IN_HAND_PER_SLOT = 32
 """Batches' worth of records in hand per batch in flight: the next ones wait while the last ones' replies settle."""
 MAX_BYTES_IN_HAND = 32 << 20
 CALLS_PER_INSTANCE = 2
-"""Batches in flight per model instance: one runs while the next one waits at Triton's door."""
+"""Batches in flight per model instance to begin with: one runs while the next one waits at Triton's door."""
 CONNECT_S = 2.0
 CLOSE_S = 5.0
 """Beyond the drain's own budget: commit, leave the group, end the thread."""
@@ -64,10 +65,16 @@ class Path:
         self._on_stop = on_stop
         self._drain_begun = asyncio.Event()
         specs = surroundings.specs
-        slots = concurrency(settings, specs)
+        limiters = {name: new_limiter(settings, spec) for name, spec in specs.items()}
+        first_limits = {name: limiter.limit for name, limiter in limiters.items()}
 
         def batch_size(model: str) -> int:
             return min(specs[model].max_batch_size, settings.batch_max_size or specs[model].max_batch_size)
+
+        def max_records() -> int:
+            # Never less than at the start: a limit that is low for a moment must not empty the waiting room.
+            batches = {name: max(limiter.limit, first_limits[name]) for name, limiter in limiters.items()}
+            return BATCHES_IN_HAND_PER_SLOT * sum(batch_size(name) * batches[name] for name in batches)
 
         self.intake = Intake(
             kafka.consumer_config(settings, name),
@@ -75,7 +82,7 @@ class Path:
             positions=Positions(start_at_end=settings.kafka_start == "latest"),
             loop=self,
             metrics=metrics,
-            max_records=BATCHES_IN_HAND_PER_SLOT * slots * max(map(batch_size, specs)),
+            max_records=max_records,
             max_bytes=MAX_BYTES_IN_HAND,
             revoke_s=settings.worker_revoke_s,
             lag_report=LagReport.from_environment(),
@@ -109,7 +116,7 @@ class Path:
             intake=self.intake,
             metrics=metrics,
             on_stop=lambda reason: self._stop(reason, restart=True),
-            concurrency=slots,
+            limiters=limiters,
             ordered=settings.worker_ordering == "key",
             timeout_s=settings.triton_timeout_s,
             clock=time.monotonic,
@@ -206,10 +213,9 @@ class Path:
             self._loop.call_soon_threadsafe(call, *arguments)
 
 
-def concurrency(settings: Settings, specs: Mapping[str, ModelSpec]) -> int:
-    """Batches in flight at most: enough to keep every instance busy, within the settings' bounds."""
-    wanted = CALLS_PER_INSTANCE * sum(spec.instances for spec in specs.values())
-    return max(settings.concurrency_min, min(settings.concurrency_max, wanted))
+def new_limiter(settings: Settings, spec: ModelSpec) -> Limiter:
+    """Begins with what Triton says about one server; it finds out by itself when there are more behind the URL."""
+    return Limiter(CALLS_PER_INSTANCE * spec.instances, settings.concurrency_min, settings.concurrency_max)
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -17,6 +17,7 @@ from promptbus_worker.breaker import Breaker
 from promptbus_worker.deadline import Clock
 from promptbus_worker.freeze import FreezeGuard
 from promptbus_worker.in_flight_file import InFlightFile
+from promptbus_worker.limiter import Limiter
 from promptbus_worker.model import BadRow, InferenceClient, Inputs, ModelSpec, Row, TensorValue
 from promptbus_worker.outcomes import VERDICTS, Action, CallError, CallFailure, ModelUnusable, Verdict
 from promptbus_worker.record import Pending, Phase, about
@@ -53,6 +54,10 @@ class Traffic(Protocol):
         """Whether anything of this model waits, or is in flight beside the asking batch."""
         ...
 
+    def in_flight(self, model: str) -> int:
+        """Batches of this model in flight, the asking one included."""
+        ...
+
     def unsuspected(self, model: str) -> bool:
         """Whether any request of this model waits or is in flight that never failed alone."""
         ...
@@ -85,6 +90,7 @@ class Runner:
         specs: dict[str, ModelSpec],
         model_version: str | None,
         breakers: Mapping[str, Breaker],
+        limiters: Mapping[str, Limiter],
         in_flight_file: InFlightFile,
         freeze: FreezeGuard,
         replies: Replies,
@@ -99,6 +105,7 @@ class Runner:
         self._specs = specs
         self._model_version = model_version
         self._breakers = breakers
+        self._limiters = limiters
         self._in_flight_file = in_flight_file
         self._freeze = freeze
         self._replies = replies
@@ -141,6 +148,7 @@ class Runner:
             self._traffic.put_back(unanswered(batch.requests))
             if works:
                 breaker.probe_succeeded(began, by_request=answered)
+                self._limiters[model].restart(self._clock())
             else:
                 breaker.probe_failed(self._clock())
 
@@ -201,6 +209,7 @@ class Runner:
     async def _try(self, model: str, part: list[Pending]) -> tuple[list[list[Pending]], list[_Suspect]]:
         """Call and answer. After a failure, what `_failed` says is left of it."""
         call = self._begin(part)
+        self._limiters[model].began(call.began, self._traffic.in_flight(model))
         try:
             version, rows = await self._call(model, part, call)
         except CallError as error:
@@ -208,6 +217,7 @@ class Runner:
             part = unanswered(part)
             return await self._failed(model, part, call, error) if part else ([], [])
         self._breakers[model].succeeded(call.began)
+        self._limiters[model].succeeded(call.began, self._clock())
         await self._traffic.polled_since_freeze()
         self._answer(part, version, rows)
         return [], []
@@ -316,6 +326,8 @@ class Runner:
             self._traffic.expire(part)  # all had deadlines, and the last one has passed
             return
         breaker.failed(now, gone=verdict.trips_breaker)
+        if verdict.lowers_limit and not (call.cut and failure is CallFailure.TIMEOUT):
+            self._limiters[model].overloaded(call.began, now)
         again = []
         for request in part:
             request.last_failure = failure

@@ -40,8 +40,13 @@ class Settings(TritonSettings, KafkaSettings):
     batch_linger_ms: float = Field(
         default=0.0, ge=0, le=10_000, description="How long a free call slot waits for a fuller batch"
     )
-    concurrency_min: int = Field(default=1, ge=1, description="Fewest batches in flight")
-    concurrency_max: int = Field(default=32, ge=1, le=1024, description="Most batches in flight")
+    concurrency_min: int = Field(default=1, ge=1, description="Fewest batches in flight per model")
+    concurrency_max: int = Field(
+        default=32,
+        ge=1,
+        le=1024,
+        description="Most batches in flight per model; equal to the fewest: a fixed number",
+    )
 
     request_max_bytes: int = Field(default=1 << 20, ge=1, le=8 << 20, description="Largest request value")
     request_max_prompt_chars: int = Field(default=262_144, ge=1, description="Longest prompt")

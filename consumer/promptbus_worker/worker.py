@@ -64,7 +64,9 @@ class Worker:
         ticker = asyncio.create_task(self._tick())
         settings = self._settings
         triton = TritonClient(
-            settings.triton_url, headers=settings.http_headers, max_connections=settings.concurrency_max + 1
+            settings.triton_url,
+            headers=settings.http_headers,
+            max_connections=(settings.concurrency_max + 1) * len(settings.models),
         )
         try:
             surroundings = await self._surroundings(triton)

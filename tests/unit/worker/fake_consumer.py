@@ -362,7 +362,7 @@ class Rig:
             positions=Positions(start_at_end=start_at_end),
             loop=self.loop,
             metrics=METRICS,
-            max_records=max_records,
+            max_records=lambda: max_records,
             max_bytes=max_bytes,
             revoke_s=revoke_s,
             lag_report=lag_report,

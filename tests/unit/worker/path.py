@@ -16,6 +16,7 @@ from promptbus_worker.batcher import Batcher
 from promptbus_worker.dispatcher import Dispatcher
 from promptbus_worker.gates import Gates
 from promptbus_worker.ledger import Ledger, Ownership, Tracked
+from promptbus_worker.limiter import Limiter
 from promptbus_worker.metrics import Metrics
 from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec
 from promptbus_worker.outcomes import CallError, CallFailure
@@ -205,6 +206,8 @@ class Path:
     """The wired parts, and the intake's side of them, with a real ledger."""
 
     concurrency: int = 4
+    concurrency_max: int | None = None
+    """None: the number in flight is fixed. Otherwise `concurrency` is where the limiter begins."""
     ordered: bool = False
     linger_s: float = 0.0
     max_bytes: int = 1 << 20
@@ -227,7 +230,13 @@ class Path:
         self.polls_wanted = 0
         self.owned = self.assign(0)
         specs = {"gpt4_nano": SPEC}
-        gates = Gates(specs)
+        gates = self.gates = Gates(specs)
+        fixed = self.concurrency_max is None
+        self.limiter = Limiter(
+            self.concurrency,
+            minimum=self.concurrency if fixed else 1,
+            maximum=self.concurrency_max or self.concurrency,
+        )
         self.replies = Replies(
             self.broker,
             ReplyRecords(self.limits, dead_letter_topic="dead", worker="test-0"),
@@ -251,7 +260,7 @@ class Path:
             intake=self,
             metrics=self.metrics,
             on_stop=self.stopped.append,
-            concurrency=self.concurrency,
+            limiters={"gpt4_nano": self.limiter},
             ordered=self.ordered,
             timeout_s=self.timeout_s,
             clock=loop().time,

@@ -372,7 +372,7 @@ def test_a_consumer_that_cannot_be_made_is_a_stop() -> None:
         positions=Positions(start_at_end=False),
         loop=loop,
         metrics=METRICS,
-        max_records=1,
+        max_records=lambda: 1,
         max_bytes=1,
         revoke_s=1,
         make_consumer=refuses,

@@ -1,0 +1,81 @@
+"""What the limiter finds out about servers whose capacity steps up and down: as much as the best fixed limit gives."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from promptbus_worker.limiter import Limiter
+from tests.unit.worker.simulation import Duration, Server, best_fixed, play
+
+INSTANCES = (1, 4, 2, 8)
+START = 2
+"""Two per instance, as a worker begins with the first of them."""
+MOST = 32
+AS_GOOD = 0.9
+LONGEST_WAIT = 1.25
+"""Mean wait at the server, in durations of a call. One instance alone with its next call at the door makes it 1."""
+
+
+def always(seconds: float) -> Duration:
+    return lambda rng: seconds
+
+
+def scattered(seconds: float, variation: float) -> Duration:
+    """Log-normal; `variation`: standard deviation as a share of the mean."""
+    sigma = math.sqrt(math.log(1 + variation**2))
+    mu = math.log(seconds) - sigma**2 / 2
+    return lambda rng: rng.lognormvariate(mu, sigma)
+
+
+def of_batches(seconds: float) -> Duration:
+    """Batches of 1 to 8 requests, most of them full; a half of the time is each call's, the rest each request's."""
+    return lambda rng: seconds * (0.5 + 0.5 * rng.choice((1, 2, 4, 8, 8, 8, 8, 8)) / 8)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "settles_s", "measured_s"), [(0.005, 20.0, 3.0), (0.15, 25.0, 25.0)], ids=["5ms", "150ms"]
+)
+@pytest.mark.parametrize(
+    ("queue", "timeout"),
+    [(None, 200.0), (0, 200.0), (3, 200.0), (None, 5.0)],
+    ids=["queues", "refuses", "short", "timeouts"],
+)
+def test_after_each_step_it_is_within_ten_percent_of_the_best_fixed_limit(
+    seconds: float, settles_s: float, measured_s: float, queue: int | None, timeout: float
+) -> None:
+    """`settles_s` after a step. `timeout`: in durations of a call; 5 of them are less than 32 calls wait for."""
+    every = settles_s + measured_s
+    steps = [(number * every, instances) for number, instances in enumerate(INSTANCES)]
+    whole = play(
+        Server(steps, always(seconds), queue),
+        Limiter(START, 1, MOST),
+        len(steps) * every,
+        timeout_s=timeout * seconds,
+    )
+    for step, instances in steps:
+        begin, end = step + settles_s, step + every
+        alone = Server([(0.0, instances)], always(seconds), queue)
+        best = best_fixed(alone, 1.0, 1.0 + measured_s / 4, timeout_s=timeout * seconds, most=16)
+        assert whole.rate(begin, end) >= AS_GOOD * best, f"{instances} instances"
+        assert whole.mean_wait(begin, end) <= LONGEST_WAIT * seconds
+
+
+@pytest.mark.parametrize("duration", [scattered(0.15, 0.3), of_batches(0.15)], ids=["scattered", "batches"])
+@pytest.mark.parametrize("seed", range(3))
+def test_durations_that_scatter_cost_time_but_no_more_throughput(duration: Duration, seed: int) -> None:
+    """A minute after a step; the share of what so many instances can do, in the minute after that."""
+    steps = [(number * 120.0, instances) for number, instances in enumerate(INSTANCES)]
+    server = Server(steps, duration)
+    whole = play(server, Limiter(START, 1, MOST), 480.0, seed=seed)
+    for step, instances in steps:
+        fixed = play(Server([(0.0, instances)], duration), Limiter(16, 16, 16), 61.0, seed=seed)
+        assert whole.rate(step + 60, step + 120) >= AS_GOOD * fixed.rate(1.0, 61.0), f"{instances} instances"
+        assert whole.mean_wait(step + 60, step + 120) <= 2 * LONGEST_WAIT * 0.15
+
+
+def test_a_fixed_limit_that_fills_the_queue_waits_many_times_as_long() -> None:
+    """What additive increase until something is refused would come to, for comparison."""
+    whole = play(Server([(0.0, 2)], always(0.15)), Limiter(MOST, MOST, MOST), 60.0)
+    assert whole.mean_wait(10.0, 60.0) > 10 * LONGEST_WAIT * 0.15

@@ -1,0 +1,229 @@
+"""Overload is not failure: rules 8 to 10 line by line, in virtual time, with limiter and breaker at work."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from promptbus_worker.breaker import FIRST_BACKOFF_S
+from promptbus_worker.limiter import State
+from promptbus_worker.outcomes import VERDICTS, CallError, CallFailure
+from tests.unit.worker.path import SPEC, Path
+from tests.unit.worker.test_dispatcher import deadline_in, ids
+from tests.unit.worker.virtual_time import in_virtual_time, loop, run
+
+OVERLOAD = [
+    CallFailure.OVERLOADED,
+    CallFailure.REFUSED,
+    CallFailure.TIMEOUT,
+    CallFailure.CONNECTION,
+]
+DEAF_TO = sorted(set(CallFailure) - set(OVERLOAD))
+
+
+def adaptive(begin_with: int = 8) -> Path:
+    return Path(concurrency=begin_with, concurrency_max=16, timeout_s=1.0)
+
+
+async def all_settled(path: Path, count: int) -> None:
+    """Looks seldom: these tests last for minutes of virtual time."""
+    async with asyncio.timeout(400):
+        while len(path.settled_offsets) < count:  # noqa: ASYNC110 - virtual time costs nothing
+            await asyncio.sleep(0.1)
+
+
+# -- the limiter in the path
+
+
+@pytest.mark.parametrize("failure", OVERLOAD)
+def test_the_limit_falls_before_the_requests_of_a_failed_call_wait_again(failure: CallFailure) -> None:
+    async def body() -> None:
+        path, seen = adaptive(), []
+        put_back = path.dispatcher.put_back
+
+        def watched(requests: list[object]) -> None:
+            seen.append(path.limiter.limit)
+            put_back(requests)  # type: ignore[arg-type]  # passed on as it came
+
+        path.dispatcher.put_back = watched  # type: ignore[method-assign,assignment]  # a spy
+        path.model.failure = failure
+        path.ask(*ids(8))
+        while not seen:  # noqa: ASYNC110 - virtual time costs nothing
+            await asyncio.sleep(0.01)
+        assert seen[0] == 5
+
+    run(body())
+
+
+@pytest.mark.parametrize("failure", DEAF_TO)
+def test_the_limiter_is_deaf_to_what_a_request_or_the_model_did_wrong(failure: CallFailure) -> None:
+    async def body() -> None:
+        path = adaptive()
+        path.ask(*ids(8, "before"))
+        await path.settle(8)
+        path.model.failure = failure
+        path.ask(*ids(64))
+        await asyncio.sleep(0.04)
+        assert path.model.calls[1:], "calls have failed"
+        assert path.limiter.limit == 8
+
+    assert not VERDICTS[failure].lowers_limit
+    run(body())
+
+
+@in_virtual_time
+async def test_a_burst_of_refusals_is_one_decrease() -> None:
+    path = adaptive()
+    path.model.failure = CallFailure.OVERLOADED
+    path.ask(*ids(64))
+    await asyncio.sleep(FIRST_BACKOFF_S / 2)
+    assert len(path.model.calls) == 5
+    assert path.limiter.limit == 5
+
+
+@in_virtual_time
+async def test_time_outs_that_only_deadlines_caused_do_not_lower_the_limit() -> None:
+    path = adaptive()
+    path.model.latency_s = 0.5
+    for number in range(20):
+        path.ask(f"hurry{number}", headers=deadline_in(0.1))
+        await asyncio.sleep(0.05)
+    await path.settle(20)
+    assert path.limiter.limit == 8
+
+
+@in_virtual_time
+async def test_time_outs_in_a_freeze_do_not_lower_the_limit() -> None:
+    path = adaptive()
+    path.model.latency_s = 0.5
+    path.ask(*ids(8))
+    await asyncio.sleep(0.1)
+    loop().freeze(5)
+    await path.settle(8)
+    assert path.limiter.limit == 8
+
+
+@in_virtual_time
+async def test_more_replicas_than_triton_told_of_are_found() -> None:
+    path = Path(concurrency=2, concurrency_max=32)
+    path.model.occupy(8, {})
+    path.model.latency_s = 0.15
+    path.ask(*ids(8 * 600))
+    await all_settled(path, 8 * 600)
+    assert 8 <= max(path.model.most_running.values()) <= 16
+    assert loop().time() - 1000 < 1.25 * 600 / 8 * 0.15
+    path.dispatcher.update_gauges()
+    assert path.metrics.concurrency_limit._value.get() == path.limiter.limit
+
+
+# -- rule 8
+
+
+@in_virtual_time
+async def test_a_server_that_names_a_time_is_left_alone_for_so_long() -> None:
+    path = Path(concurrency=2)
+    infer = path.model.infer
+    asked: list[float] = []
+
+    async def busy(*arguments: object) -> object:
+        asked.append(loop().time())
+        if len(asked) == 2:
+            raise CallError(CallFailure.OVERLOADED, "busy", status=503, retry_after_s=7)
+        return await infer(*arguments)  # type: ignore[arg-type]  # passed on as they came
+
+    path.model.infer = busy  # type: ignore[assignment,method-assign]  # a server that is busy once
+    path.ask(*ids(24))
+    await path.settle(24)
+    assert asked[2] - asked[1] >= 7, "though the first call was answered in between"
+    assert asked[2] - asked[1] < 7.1
+    assert set(path.codes().values()) == {"ok"}
+    assert {reply.attempts for reply in path.replies_by_id().values()} == {1}
+
+
+@pytest.mark.parametrize("failure", [CallFailure.TIMEOUT, CallFailure.CONNECTION])
+def test_broken_calls_are_repeated_after_a_back_off_and_never_bisected(failure: CallFailure) -> None:
+    async def body() -> None:
+        path = Path(concurrency=1, timeout_s=1)
+        ended: list[float] = []
+        path.model.failure = failure
+        path.ask(*ids(8))
+        while len(path.model.calls) < 2:
+            if path.model.calls and not path.model.running and not ended:
+                ended.append(loop().time())
+            await asyncio.sleep(0.001)
+        assert path.model.calls == [ids(8)] * 2
+        assert loop().time() - ended[0] >= FIRST_BACKOFF_S - 0.002
+        path.model.failure = None
+        await path.settle(8)
+        assert set(path.codes().values()) == {"ok"}
+
+    run(body())
+
+
+# -- rules 9 and 10, the breaker
+
+
+@pytest.mark.parametrize("failure", [CallFailure.REFUSED, CallFailure.MODEL_UNHEALTHY, CallFailure.TIMEOUT])
+def test_an_outage_pauses_probes_by_inference_and_ends_gently(failure: CallFailure) -> None:
+    """Nothing dead-lettered, no attempt burnt for good, one probe at a time; then 1, 2, 4 calls side by side."""
+
+    async def body() -> None:
+        path = adaptive(begin_with=4)
+        path.ask(*ids(8 * 40))
+        await path.settle(80)
+        path.model.failure = failure
+        await asyncio.sleep(120)
+        answered = len(path.broker.written)
+        assert path.held == [True], "the partitions are paused"
+        assert path.gates.breaker_open
+        outage = len(path.model.calls)
+        path.model.most_running.clear()
+        await asyncio.sleep(60)
+        probes = path.model.calls[outage:]
+        if failure is not CallFailure.REFUSED:  # there, not even the metadata can be read
+            assert probes
+            assert all(prompts == ["ping"] for prompts in probes), "a real inference, of a prompt of our own"
+            assert path.model.most_running == {"ping": 1}
+        assert len(path.broker.written) == answered, "nothing is answered, nothing dead-lettered"
+        path.model.failure = None
+        while path.held[-1]:  # noqa: ASYNC110 - virtual time costs nothing
+            await asyncio.sleep(0.001)
+        assert path.limiter.limit == 1
+        assert path.limiter.state is State.RAMP
+        side_by_side = []
+        for _ in range(3):
+            side_by_side.append(len(path.model.running))
+            await asyncio.sleep(path.model.latency_s + 0.0015)
+        assert side_by_side == [1, 2, 4]
+        await path.settle(8 * 40)
+        assert set(path.codes().values()) == {"ok"}
+        assert path.dead_letters() == []
+        if not VERDICTS[failure].counts_attempt:
+            assert {reply.attempts for reply in path.replies_by_id().values()} == {1}
+
+    run(body())
+
+
+@in_virtual_time
+async def test_a_batch_that_a_reloaded_model_finds_too_large_is_split_after_a_look_at_its_metadata() -> None:
+    path = Path(concurrency=1)
+    path.model.spec = replace(SPEC, max_batch_size=2)
+    path.ask(*ids(16))
+    await path.settle(16)
+    assert set(path.codes().values()) == {"ok"}
+    assert max(len(call) for call in path.model.calls[7:]) == 2, (
+        "from then on batches are as the model wants them"
+    )
+
+
+@in_virtual_time
+async def test_a_poisoned_prompt_beside_one_that_hangs_is_not_hammered() -> None:
+    path = Path(concurrency=2, timeout_s=30)
+    path.model.poison, path.model.hangs = {"poison"}, {"hang"}
+    path.ask("poison")
+    path.ask("hang")
+    await all_settled(path, 2)
+    assert path.codes() == {"poison": "model_error", "hang": "inference_timeout"}
+    assert sum("poison" in call for call in path.model.calls) <= 60
