@@ -3,8 +3,8 @@
 A batch leaves when it is full or when a call slot is free: an idle worker answers at once, a busy one fills its
 batches. The caller asks only when it has a slot. Requests share a batch if they have the same model and the same
 set of input tensors; the request that waits longest decides whose turn it is. A request on its last attempt goes
-alone, so that a prompt which makes every call time out cannot take its neighbours with it; and so does one that may
-have crashed a worker process.
+alone, and not before its time, so that a prompt which makes every call time out cannot take its neighbours with it;
+and so does one that may have crashed a worker process.
 """
 
 from __future__ import annotations
@@ -97,15 +97,14 @@ class Batcher:
         `blocked` models are passed over. Of a model in `alone_in_flight` no second last attempt leaves: Triton may
         join them into one batch again, and one would make the other time out.
         """
-        suspect = next((r for r in self._alone if r.crash_suspect and r.model not in blocked), None)
+        due = [r for r in self._alone if r.model not in blocked and r.held_until <= now]
+        suspect = next((r for r in due if r.crash_suspect), None)
         if suspect is not None:
             if not idle:
                 return None
             self._alone.remove(suspect)
             return self._close([suspect], ClosedBy.SIZE)
-        alone = next(
-            (r for r in self._alone if r.model not in blocked and r.model not in alone_in_flight), None
-        )
+        alone = next((r for r in due if r.model not in alone_in_flight), None)
         best: deque[Pending] | None = None
         for (model, _), group in self._groups.items():
             if model in blocked or (best is not None and _age(best[0]) <= _age(group[0])):
@@ -121,10 +120,11 @@ class Batcher:
         """Whether any request of this model waits."""
         return any(name == model for name, _ in self._groups) or any(r.model == model for r in self._alone)
 
-    def take_one(self, model: str) -> Pending | None:
+    def take_one(self, model: str, now: float) -> Pending | None:
         """The request of this model that waits longest, to be run alone; never a crash suspect."""
         waiting = [group[0] for (name, _), group in self._groups.items() if name == model]
-        waiting += [r for r in self._alone if r.model == model and not r.crash_suspect][:1]
+        due = (r for r in self._alone if r.model == model and r.held_until <= now)
+        waiting += [r for r in due if not r.crash_suspect][:1]
         if not waiting:
             return None
         request = min(waiting, key=_age)
@@ -133,9 +133,10 @@ class Batcher:
         return request
 
     def next_due(self, now: float, blocked: Collection[str] = ()) -> float | None:
-        """Seconds until a lingering batch may leave, or None if none lingers."""
+        """Seconds until a lingering batch or a held request may leave, or None if there is none."""
         lingering = [group[0] for (model, _), group in self._groups.items() if model not in blocked]
         due = [request.waiting_since + self._linger_s - now for request in lingering]
+        due += [request.held_until - now for request in self._alone if request.model not in blocked]
         return min((seconds for seconds in due if seconds > 0), default=None)
 
     def discard(self, request: Pending) -> None:

@@ -329,7 +329,7 @@ class Dispatcher:
 
     def take_one(self, model: str) -> Pending | None:
         """The request that waits longest for this model, now in flight."""
-        return self._batcher.take_one(model)
+        return self._batcher.take_one(model, self._clock())
 
     def in_flight(self, model: str) -> int:
         """Batches of this model in flight, the asking one included."""

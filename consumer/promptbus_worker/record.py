@@ -49,7 +49,7 @@ class Pending:
 
     Owned by the event loop. Times are monotonic seconds. `expires_at` is None without a deadline.
     `attempts` counts the calls that carried it, may have run, and were not narrowed further.
-    `suspect_since` is when a call first failed with this request alone, `failed_since` when the first call began that
+    It does not leave before `held_until`. `suspect_since` is when a call first failed with this request alone, `failed_since` when the first call began that
     timed out or broke: guilt needs a witness from after that (`runner`). `crash_suspect`: a process died while it worked
     on this one, so nothing else may be in flight with it.
     """
@@ -70,6 +70,7 @@ class Pending:
     failures_alone = 0
     suspect_since: float | None = None
     failed_since: float | None = None
+    held_until = 0.0
     last_failure: CallFailure | None = None
     waiting_since = 0.0
     dispatched_at: float | None = None

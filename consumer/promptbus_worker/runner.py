@@ -338,14 +338,25 @@ class Runner:
                     # Twice is no accident. Triton goes on with what we have given up, so before anybody's next
                     # attempt can mean anything, a probe has to come through.
                     breaker.failed(now, gone=True)
-                if request.attempts + 1 < LAST_ATTEMPT or breaker.worked_since(request.failed_since):
+                # A connection can break three times within a second, without anybody's guilt.
+                may_be_final_at = request.failed_since + self._timeout_s
+                if request.attempts + 1 < LAST_ATTEMPT or (
+                    now >= may_be_final_at and breaker.worked_since(request.failed_since)
+                ):
                     request.attempts += 1
+                else:
+                    request.held_until = min(may_be_final_at, self._at_latest(request, now))
             if request.attempts >= LAST_ATTEMPT:
                 self._replies.error(request, verdict.final_code)
             else:
                 again.append(request)
         self._count_retries(verdict, len(again))
         self._traffic.put_back(again)
+
+    @staticmethod
+    def _at_latest(request: Pending, now: float) -> float:
+        """When its next call has to be made for its deadline's sake."""
+        return float("inf") if request.expires_at is None else now + max(1.0, (request.expires_at - now) / 2)
 
     def _count_retries(self, verdict: Verdict, requests: int) -> None:
         if verdict.retry_reason is not None and requests:

@@ -85,10 +85,13 @@ class BatcherMachine(RuleBasedStateMachine):
     def take(self, blocked: set[str]) -> None:
         batch = self.batcher.take(self.now, blocked=blocked)
         due = [g for g in self.groups.values() if g and g[0].model not in blocked and self._due(g)]
-        may_go_alone = [request for request in self.alone if request.model not in blocked]
+        may_go_alone = [r for r in self.alone if r.model not in blocked and r.held_until <= self.now]
         if batch is None:
             assert not due, "a batch was held back although it was due"
             assert not may_go_alone, "a request on its last attempt was held back"
+            wakes = self.batcher.next_due(self.now, blocked)
+            held = [r.held_until - self.now for r in self.alone if r.model not in blocked]
+            assert not held or (wakes is not None and wakes <= min(held)), "nobody would come for it"
             return
         assert batch.requests
         assert batch.model not in blocked
@@ -126,14 +129,15 @@ class BatcherMachine(RuleBasedStateMachine):
                 assert closed_by is (ClosedBy.LINGER if self.linger_s else ClosedBy.SLOT)
 
     @precondition(lambda self: self.in_flight)
-    @rule(data=st.data(), attempted=st.booleans())
-    def put_back(self, data: st.DataObject, attempted: bool) -> None:
+    @rule(data=st.data(), attempted=st.booleans(), held_s=st.integers(0, 4))
+    def put_back(self, data: st.DataObject, attempted: bool, held_s: int) -> None:
         """A batch fails: a part of it comes back, the rest was answered."""
         batch = self.in_flight.pop(data.draw(st.integers(0, len(self.in_flight) - 1)))
         again = data.draw(st.lists(st.sampled_from(batch.requests), unique_by=id))
         self.gone += [request for request in batch.requests if request not in again]
         for request in again:
             request.attempts = min(LAST_ATTEMPT - 1, request.attempts + attempted)
+            request.held_until = self.now + held_s if request.attempts == LAST_ATTEMPT - 1 else 0
         before = {id(request): request.waiting_since for request in again}
         self.batcher.put_back(again)
         assert {id(request): request.waiting_since for request in again} == before, "their wait goes on"
@@ -146,12 +150,14 @@ class BatcherMachine(RuleBasedStateMachine):
 
     @rule(model=st.sampled_from(MODELS))
     def take_one(self, model: str) -> None:
-        waiting = [request for request in self._waiting() if request.model == model]
-        request = self.batcher.take_one(model)
+        alone = [r for r in self.alone if r.model == model and r.held_until <= self.now]
+        groups = [group for (name, _), group in self.groups.items() if name == model]
+        request = self.batcher.take_one(model, self.now)
         if request is None:
-            assert not waiting
+            assert not alone
+            assert not any(groups)
             return
-        heads = [g[0] for g in [*self.groups.values(), [r for r in self.alone if r.model == model]] if g]
+        heads = [waiting[0] for waiting in [alone, *groups] if waiting]
         assert request in heads
         assert request.model == model
         self._remove(request)
@@ -269,9 +275,9 @@ def test_take_one_prefers_whoever_waits_longest_of_all_groups() -> None:
     last_attempt.attempts = LAST_ATTEMPT - 1
     waiting.put_back([last_attempt])
     waiting.offer(pending(1, signature=("top_p",)), 0.5)
-    first, second = waiting.take_one("large"), waiting.take_one("large")
+    first, second = waiting.take_one("large", 0.0), waiting.take_one("large", 0.0)
     assert first is not None
     assert first.record.offset == 1
     assert second is last_attempt
-    assert waiting.take_one("large") is None
+    assert waiting.take_one("large", 0.0) is None
     assert len(waiting) == 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from promptbus_worker.breaker import FIRST_BACKOFF_S
 from promptbus_worker.limiter import State
+from promptbus_worker.model import Inputs, ModelSpec
 from promptbus_worker.outcomes import VERDICTS, CallError, CallFailure
 from tests.unit.worker.path import SPEC, Path
 from tests.unit.worker.test_dispatcher import deadline_in, ids
@@ -160,6 +162,75 @@ def test_broken_calls_are_repeated_after_a_back_off_and_never_bisected(failure: 
         assert set(path.codes().values()) == {"ok"}
 
     run(body())
+
+
+async def broken_for(path: Path, seconds: float) -> list[float]:
+    """Every call breaks at once, but our own probe comes through; when the last one of them was made."""
+    made: list[float] = []
+    infer = path.model.infer
+    over = loop().time() + seconds
+
+    async def flapping(spec: ModelSpec, batch: Sequence[Inputs], timeout_s: float) -> object:
+        if batch[0]["prompt"] != b"ping" and loop().time() < over:
+            made.append(loop().time())
+            await asyncio.sleep(0.001)
+            raise CallError(CallFailure.CONNECTION, "closed")
+        return await infer(spec, batch, timeout_s)
+
+    path.model.infer = flapping  # type: ignore[assignment,method-assign]  # a server on its way down
+    return made
+
+
+@pytest.mark.parametrize("seconds", [1.0, 29.0])
+@pytest.mark.parametrize("count", [1, 8, 100])
+def test_connections_that_break_in_a_row_while_triton_restarts_finish_no_prompt(
+    seconds: float, count: int
+) -> None:
+    """Not even if every probe comes through: half a minute of broken calls is a prompt's fault, a few seconds are not."""
+
+    async def body() -> None:
+        path = Path(concurrency=4, timeout_s=30)
+        made = await broken_for(path, seconds)
+        path.ask(*ids(count))
+        await all_settled(path, count)
+        assert len(made) >= 2
+        assert set(path.codes().values()) == {"ok"}
+        assert path.dead_letters() == []
+
+    run(body())
+
+
+@in_virtual_time
+async def test_no_broken_call_is_final_before_a_time_out_would_have_been_over() -> None:
+    path = Path(concurrency=1, timeout_s=30)
+    made = await broken_for(path, 3600)
+    path.ask("guilty")
+    await path.settle(1)
+    assert path.codes() == {"guilty": "inference_timeout"}
+    assert path.replies_by_id()["guilty"].attempts == 3
+    assert [round(at - made[0]) for at in made] == [0, 0, 0, 30], "nobody hammers in between"
+
+
+@in_virtual_time
+async def test_neighbours_and_others_do_not_wait_for_a_prompt_that_breaks_every_connection() -> None:
+    path = Path(concurrency=1, timeout_s=30)
+    path.model.breaks = {"p0"}
+    began = loop().time()
+    path.ask(*ids(80))
+    await path.settle(79)
+    assert loop().time() - began < 5
+    assert path.codes() == dict.fromkeys(ids(80)[1:], "ok")
+    await path.settle(80)
+    assert path.codes()["p0"] == "inference_timeout"
+
+
+@in_virtual_time
+async def test_a_last_attempt_is_made_before_its_requests_deadline() -> None:
+    path = Path(concurrency=1, timeout_s=30)
+    await broken_for(path, 1.0)
+    path.ask("urgent", headers=deadline_in(10))
+    await path.settle(1)
+    assert path.codes() == {"urgent": "ok"}
 
 
 # -- rules 9 and 10, the breaker
