@@ -13,10 +13,11 @@ COMPILE = (
     *("pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"),
     *("--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command", "make lock"),
 )
+_EXTRAS = ("--extra", "worker", "--extra", "top")
 # The packages of users' environments follow dev.txt, so that what is tested is what is shipped.
 FILES: dict[str, tuple[str, ...]] = {
-    "dev": ("pyproject.toml", "--extra", "worker", "--group", "dev"),
-    "worker": ("pyproject.toml", "--extra", "worker", "--constraints", "requirements/dev.txt"),
+    "dev": ("pyproject.toml", *_EXTRAS, "--group", "dev"),
+    "worker": ("pyproject.toml", *_EXTRAS, "--constraints", "requirements/dev.txt"),
     "kafka": ("requirements/kafka.in",),
     "kafka-java": ("requirements/kafka-java.in", "--no-deps"),
     "triton": ("requirements/triton.in",),

@@ -8,10 +8,10 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from promptbus.settings import KafkaSettings, TritonSettings, split_names
+from promptbus.settings import KafkaSettings, MetricsSettings, TritonSettings, split_names
 
 
-class Settings(TritonSettings, KafkaSettings):
+class Settings(MetricsSettings, TritonSettings, KafkaSettings):
     """Everything that can be set. Explicit contradictions are refused in a sentence that names both fields."""
 
     kafka_reply_topics_allowed: str = Field(
@@ -87,10 +87,6 @@ class Settings(TritonSettings, KafkaSettings):
         default=None, description="Name of this worker; unset: `<host>-<METRICS_PORT>`"
     )
 
-    metrics_host: str = Field(
-        default="127.0.0.1", description="Address that `/metrics`, `/live` and `/ready` listen on"
-    )
-    metrics_port: int = Field(default=8003, ge=0, le=65_535, description="Their port; 0: any free one")
     prometheus_multiproc_dir: Path | None = Field(
         default=None, description="Folder for metric files (a fresh one inside it); unset: a private one"
     )

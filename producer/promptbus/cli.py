@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Protocol
 
-COMMANDS = ("ask", "send", "tail", "dead-letters", "worker", "doctor")
+COMMANDS = ("ask", "send", "tail", "dead-letters", "top", "worker", "doctor")
 
 EXAMPLES = """\
 examples:
@@ -19,6 +19,7 @@ examples:
   promptbus tail --from-beginning                 every reply there is
   promptbus dead-letters list --since 2h          what the workers gave up, and why
   promptbus worker                                answer prompts
+  promptbus top                                   watch them do it
 
 Where Kafka is, and everything else, comes from the environment (KAFKA_BOOTSTRAP, …) and from .env.
 `promptbus <command> --help` says more.

@@ -6,7 +6,6 @@ Triton's HTTP v2 JSON form (KServe's "predict protocol, version 2"), with the st
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +14,7 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
+from promptbus.loopback import is_loopback
 from promptbus.messages import Json, JsonObject, Request
 from promptbus.settings import TritonSettings
 
@@ -99,8 +99,7 @@ def _call(settings: TritonSettings, path: str, timeout_s: float, body: bytes | N
             f"TRITON_URL is {settings.triton_url!r}: it must be host:port, http://… or https://…"
         )
     request = urllib.request.Request(url, body, {"content-type": "application/json", **settings.http_headers})  # noqa: S310 - scheme checked above
-    # proxies are for elsewhere: an HTTP_PROXY that is set shall not stand before a server on this machine
-    handlers = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
+    handlers = [urllib.request.ProxyHandler({})] if is_loopback(url) else []
     try:
         with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as answer:
             content: bytes = answer.read()
@@ -119,16 +118,6 @@ def _call(settings: TritonSettings, path: str, timeout_s: float, body: bytes | N
         raise TritonUnreachable(
             f"Triton at {settings.base_url} (TRITON_URL) cannot be reached: {reason}; is it running?"
         ) from None
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _detail(body: bytes) -> str:

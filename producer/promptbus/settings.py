@@ -208,6 +208,17 @@ class TritonSettings(BaseSettings):
         return headers
 
 
+class MetricsSettings(BaseSettings):
+    """Where the workers' metrics are served. Frozen."""
+
+    model_config = _FROM_ENVIRONMENT
+
+    metrics_host: str = Field(
+        default="127.0.0.1", description="Address that `/metrics`, `/live` and `/ready` listen on"
+    )
+    metrics_port: int = Field(default=8003, ge=0, le=65_535, description="Their port; 0: any free one")
+
+
 def split_names(names: str) -> list[str]:
     """The members of a comma-separated list."""
     return [name.strip() for name in names.split(",") if name.strip()]

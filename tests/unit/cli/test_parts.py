@@ -9,7 +9,7 @@ import pytest
 
 from promptbus.commands import worker_extra
 from promptbus.commands.tail import as_line
-from promptbus.direct import _is_loopback
+from promptbus.loopback import is_loopback
 from promptbus.messages import Reply, ReplyError, Timings, Usage
 from promptbus.printable import on_one_line, printable
 from promptbus.request_lines import LINE_BYTES, BadLine, RequestLine, read_requests
@@ -98,7 +98,7 @@ def test_a_missing_extra_is_one_sentence(
     ],
 )
 def test_what_counts_as_this_machine(url: str, loopback: bool) -> None:
-    assert _is_loopback(url) is loopback
+    assert is_loopback(url) is loopback
 
 
 def _never(bad: BadLine) -> None:
