@@ -4,7 +4,8 @@ A batch leaves when it is full or when a call slot is free: an idle worker answe
 batches. The caller asks only when it has a slot. Requests share a batch if they have the same model and the same
 set of input tensors; the request that waits longest decides whose turn it is. A request on its last attempt goes
 alone, and not before its time, so that a prompt which makes every call time out cannot take its neighbours with it;
-and so does one that may have crashed a worker process.
+and so does one that may have crashed a worker process. What a call could not answer before its deadline lets the others
+go first: under overload most of what is oldest is like that, and calls would be spent on nobody.
 """
 
 from __future__ import annotations
@@ -90,8 +91,9 @@ class Batcher:
         blocked: Collection[str] = (),
         alone_in_flight: Collection[str] = (),
         idle: bool = True,
+        quickest_call_s: Callable[[str], float] = lambda _: 0.0,
     ) -> Batch | None:
-        """The next batch, or None if nothing may leave yet.
+        """The next batch, or None if nothing may leave yet. `quickest_call_s`: how long a call to a model takes at least.
 
         A crash suspect goes before all others, but only when the worker is `idle`: with nothing else in flight.
         `blocked` models are passed over. Of a model in `alone_in_flight` no second last attempt leaves: Triton may
@@ -114,7 +116,7 @@ class Batcher:
         if alone is not None and (best is None or _age(alone) <= _age(best[0])):
             self._alone.remove(alone)
             return self._close([alone], ClosedBy.SIZE)
-        return self._fill(best) if best is not None else None
+        return self._fill(best, now + quickest_call_s(_model(best[0]))) if best is not None else None
 
     def has(self, model: str) -> bool:
         """Whether any request of this model waits."""
@@ -164,24 +166,29 @@ class Batcher:
                 request.phase = Phase.DROPPED
         return dropped
 
-    def _fill(self, group: deque[Pending]) -> Batch:
+    def _fill(self, group: deque[Pending], answered_at: float) -> Batch:
+        """Out of this group, in its order; what expires before `answered_at` only where others leave room."""
         first = group[0]
         model = _model(first)
         max_size = self._max_size(model)
         room = self._max_bytes
         requests: list[Pending] = []
+        passed_over: deque[Pending] = deque()
         closed_by = ClosedBy.LINGER if self._linger_s else ClosedBy.SLOT
-        while group:
-            if len(requests) == max_size:
-                break
-            size = group[0].size
+        while len(requests) < max_size and (group or passed_over):
+            queue = group or passed_over
+            expires_at, size = queue[0].expires_at, queue[0].size
+            if queue is group and expires_at is not None and expires_at < answered_at:
+                passed_over.append(group.popleft())
+                continue
             if requests and size > room:
                 closed_by = ClosedBy.BYTES
                 break
             room -= size
-            requests.append(group.popleft())
+            requests.append(queue.popleft())
         if len(requests) == max_size:
             closed_by = ClosedBy.SIZE
+        group.extendleft(reversed(passed_over))
         self._forget_empty(first)
         return self._close(requests, closed_by)
 

@@ -8,6 +8,7 @@ for a model error or a third time-out is decided here, with the breaker as the w
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 FAILURES_ALONE = 3
 """Failures of a request alone, with no other traffic, after which it is charged (DESIGN rule 9)."""
+RECENT_CALLS = 16
+"""The quickest of so many says how long a call takes at least."""
 _LAST_MOMENT_S = 0.02
 _CANARY: dict[str, TensorValue] = {"prompt": b"ping", "max_tokens": 1, "temperature": 0.0}
 
@@ -117,11 +120,16 @@ class Runner:
         self.last_failure: dict[str, str] = {}
         """By model, how its last call failed. In words of ours: a server's may quote prompts."""
         self._running: dict[object, float] = {}  # calls, the one that began first in front
+        self._took_s = {model: deque[float](maxlen=RECENT_CALLS) for model in specs}
 
     @property
     def oldest_call_began(self) -> float | None:
         """When the inference call that has run longest began; None if none runs."""
         return next(iter(self._running.values()), None)
+
+    def quickest_call_s(self, model: str) -> float:
+        """How long a call took at least of late; 0 before the first."""
+        return min(self._took_s[model], default=0.0)
 
     async def run(self, batch: Batch) -> None:
         """Never raises but when cancelled; a defect of ours is answered `internal`."""
@@ -279,6 +287,7 @@ class Runner:
             del self._running[call]
             self._freeze.tick(now)
             self._metrics.later.observe(self._metrics.inference_duration_seconds[model], now - began)
+        self._took_s[model].append(now - began)
         self._metrics.later.inc(calls[model, "ok"])
         return answer
 

@@ -15,6 +15,8 @@ from promptbus_worker.record import Pending, Phase, Record
 
 MAX_SIZE = {"large": 4, "small": 2}
 MAX_BYTES = 100
+CALL_S = 2.0
+"""How long a call takes at least."""
 MODELS = sorted(MAX_SIZE)
 PARTITIONS = [Ownership("requests", partition, 1) for partition in range(2)]
 
@@ -68,11 +70,20 @@ class BatcherMachine(RuleBasedStateMachine):
         signature=st.sampled_from([(), ("top_p",)]),
         size=st.one_of(st.integers(1, 60), st.integers(95, 130)),
         ownership=st.sampled_from(PARTITIONS),
+        patience_s=st.one_of(st.none(), st.floats(0.0, 9.0)),
     )
-    def offer(self, model: str, signature: tuple[str, ...], size: int, ownership: Ownership) -> None:
+    def offer(
+        self,
+        model: str,
+        signature: tuple[str, ...],
+        size: int,
+        ownership: Ownership,
+        patience_s: float | None,
+    ) -> None:
         self.now += 1
         self.offset += 1
         request = pending(self.offset, model=model, signature=signature, size=size, ownership=ownership)
+        request.expires_at = None if patience_s is None else self.now + patience_s
         self.batcher.offer(request, self.now)
         assert request.waiting_since == self.now
         self.groups[model, signature].append(request)
@@ -83,7 +94,7 @@ class BatcherMachine(RuleBasedStateMachine):
 
     @rule(blocked=st.sets(st.sampled_from(MODELS), max_size=2))
     def take(self, blocked: set[str]) -> None:
-        batch = self.batcher.take(self.now, blocked=blocked)
+        batch = self.batcher.take(self.now, blocked=blocked, quickest_call_s=lambda _: CALL_S)
         due = [g for g in self.groups.values() if g and g[0].model not in blocked and self._due(g)]
         may_go_alone = [r for r in self.alone if r.model not in blocked and r.held_until <= self.now]
         if batch is None:
@@ -106,10 +117,14 @@ class BatcherMachine(RuleBasedStateMachine):
         else:
             group = min(due, key=lambda waiting: waiting[0].waiting_since)
             count = len(batch.requests)
-            assert batch.requests == group[:count], "who waits longest leaves first"
-            del group[:count]
-            self._check_why_it_closed(batch, group)
+            order = sorted(group, key=self._too_late)
+            assert batch.requests == order[:count], "who waits longest and can be in time leaves first"
+            group[:] = [request for request in group if request not in batch.requests]
+            self._check_why_it_closed(batch, order[count:])
         self.in_flight.append(batch)
+
+    def _too_late(self, request: Pending) -> bool:
+        return request.expires_at is not None and request.expires_at < self.now + CALL_S
 
     def _due(self, group: list[Pending]) -> bool:
         full = len(group) >= MAX_SIZE[group[0].model or ""] or sum(r.size for r in group) > MAX_BYTES
@@ -224,6 +239,18 @@ def test_exactly_the_largest_batch_of_bytes_shares_one_call() -> None:
     for offset in range(2):
         waiting.offer(pending(offset, size=MAX_BYTES // 2), 0.0)
     assert offsets(waiting.take(0.0)) == [0, 1]
+
+
+def test_what_cannot_be_answered_in_time_leaves_its_place_to_others() -> None:
+    waiting = batcher()
+    for offset in range(6):
+        request = pending(offset)
+        request.expires_at = None if offset % 2 else 11.9
+        waiting.offer(request, 0.0)
+    assert offsets(waiting.take(10.0, quickest_call_s=lambda _: 2.0)) == [1, 3, 5, 0], (
+        "but it fills up a batch"
+    )
+    assert offsets(waiting.take(10.0, quickest_call_s=lambda _: 2.0)) == [2, 4], "or goes if it is alone"
 
 
 def test_a_model_that_was_loaded_again_with_a_smaller_batch_gets_smaller_ones() -> None:
