@@ -44,6 +44,16 @@ class Line:
         return self.points[-1][1]
 
 
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """An alert that is `pending` or `firing`; its labels hold its name, its annotations are filled in."""
+
+    name: str
+    state: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
+
+
 class Prometheus:
     """One server on 127.0.0.1 only, on a free port unless it is named, that scrapes what it is told.
 
@@ -103,6 +113,11 @@ class Prometheus:
         """A range query between two Unix times. Raises QueryFailed."""
         times = {"start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step_s:g}"}
         return self._ask("query_range", {"query": expression, **times})
+
+    def alerts(self) -> list[Alert]:
+        """What its rules say now. Raises QueryFailed."""
+        found = _Alerts.model_validate_json(self._get("/api/v1/alerts")).data.alerts
+        return [Alert(a.labels["alertname"], a.state, a.labels, a.annotations) for a in found]
 
     def stop(self) -> None:
         """End it in an orderly way; `start` goes on with its data. Idempotent."""
@@ -191,14 +206,16 @@ class Prometheus:
         )
 
     def _ask(self, endpoint: str, parameters: Mapping[str, str]) -> list[Line]:
-        path = f"/api/v1/{endpoint}?{urlencode(parameters)}"
-        answer = http_get(self._known_port(), path, QUERY_TIMEOUT_S)
-        if answer is None:
-            raise QueryFailed(f"{self.url} does not answer. Its log ends with:\n{self.tail()}")
-        parsed = _Answer.model_validate_json(answer.body)
+        parsed = _Answer.model_validate_json(self._get(f"/api/v1/{endpoint}?{urlencode(parameters)}"))
         if parsed.data is None:
             raise QueryFailed(f"{parsed.error} in {parameters['query']}")
         return parsed.data.lines()
+
+    def _get(self, path: str) -> bytes:
+        answer = http_get(self._known_port(), path, QUERY_TIMEOUT_S)
+        if answer is None:
+            raise QueryFailed(f"{self.url} does not answer. Its log ends with:\n{self.tail()}")
+        return answer.body
 
 
 class _Series(BaseModel):
@@ -229,6 +246,22 @@ class _Answer(BaseModel):
 
     data: _Data | None = None
     error: str = ""
+
+
+class _Alert(BaseModel):
+    state: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
+
+
+class _AlertList(BaseModel):
+    alerts: list[_Alert]
+
+
+class _Alerts(BaseModel):
+    """What /api/v1/alerts answers."""
+
+    data: _AlertList
 
 
 def _ready(port: int) -> bool:

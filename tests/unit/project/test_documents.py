@@ -22,6 +22,7 @@ DOCUMENTS = [
     "docs/dashboards.md",
     "docs/faults.md",
     "docs/metrics.md",
+    "docs/runbook.md",
     "models/README.md",
 ]
 

@@ -1,16 +1,13 @@
-"""What Prometheus and Grafana are given: targets that exist, rules on metrics that exist, one data source."""
+"""What Prometheus and Grafana are given: targets that exist, files that are there, one data source."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 
-import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from promptbus_worker.vocabulary import EVERY_SERIES, Series
 from tests.unit.project.compose import PROJECT, compose
 
 SERVICES = compose().services
@@ -38,21 +35,6 @@ class ScrapeConfiguration(BaseModel):
     settings: Global
     rule_files: list[str]
     scrape_configs: list[Job]
-
-
-class Rule(BaseModel):
-    alert: str
-    expr: str
-    labels: dict[str, str]
-    annotations: dict[str, str]
-
-
-class Group(BaseModel):
-    rules: list[Rule]
-
-
-class RuleFile(BaseModel):
-    groups: list[Group]
 
 
 class DataSource(BaseModel):
@@ -84,11 +66,6 @@ def scraping() -> ScrapeConfiguration:
     return ScrapeConfiguration.model_validate({**tree, "settings": tree["global"]})
 
 
-def rules() -> list[Rule]:
-    groups = RuleFile.model_validate(load("config/prometheus/alerts.yml")).groups
-    return [rule for group in groups for rule in group.rules]
-
-
 def test_prometheus_reads_the_files_that_are_mounted() -> None:
     (file,) = [word.partition("=")[2] for word in PROMETHEUS.command if word.startswith("--config.file=")]
     folder, _, name = file.rpartition("/")
@@ -110,28 +87,6 @@ def test_targets_are_services_with_these_ports() -> None:
     worker_port = SERVICES["worker"].environment["METRICS_PORT"]
     assert targets == {"worker": f"worker:{worker_port}", "triton": "triton:8002"}
     assert 8002 in SERVICES["triton"].inner_ports
-
-
-@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.alert)
-def test_a_rule_is_about_metrics_and_labels_that_exist_and_says_what_to_do(rule: Rule) -> None:
-    known = {series.full_name: series for series in EVERY_SERIES}
-    named = re.findall(r"\bpromptbus_\w+", rule.expr)
-    assert [name for name in named if base(name, known) is None] == []
-    jobs = {job.job_name for job in scraping().scrape_configs}
-    assert set(re.findall(r'job="([^"]*)"', rule.expr)) <= jobs
-    assert set(rule.annotations) == {"summary", "action"}
-    assert all(re.match(r"(?s)[A-Z{].*\.$", text) for text in rule.annotations.values())
-    assert rule.labels["severity"] in {"critical", "warning"}
-    grouped = re.search(r"\bby \(([^)]*)\)", rule.expr)
-    of_series = {label.name for name in named if (found := base(name, known)) for label in found.labels}
-    there = {label.strip() for label in grouped[1].split(",")} if grouped else {"instance", "job"} | of_series
-    assert there <= {"instance", "job"} | of_series
-    assert set(re.findall(r"\$labels\.(\w+)", " ".join(rule.annotations.values()))) <= there
-
-
-def base(name: str, known: dict[str, Series]) -> Series | None:
-    """The declared metric behind a scraped name."""
-    return known.get(name) or known.get(re.sub(r"_(bucket|sum|count)$", "", name))
 
 
 def test_grafana_asks_the_prometheus_beside_it() -> None:
