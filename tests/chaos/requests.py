@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass, field
-from hashlib import sha256
 
 from promptbus.messages import reply_id
+from tests.fingerprint import fingerprint
 
 OK = "ok"
 NUMBER = "chaos-number"
@@ -40,7 +40,7 @@ class Sent:
     @property
     def fingerprint(self) -> str:
         """With which the canned model's answer begins."""
-        return f"[{sha256(self.prompt.encode()).hexdigest()[:12]}]"
+        return f"[{fingerprint(self.prompt)}]"
 
     def request_id(self, topic: str) -> str:
         """What replies call it. Only of one that has its place."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from promptbus.messages import ErrorCode
 from promptbus_worker.triton import TritonClient
 from tests.faults.whole_path import PARTITIONS, Line, eventually, line
+from tests.fingerprint import fingerprint
 from tests.unit.triton import faults
 from tests.unit.triton.scripted_triton import (
     MAX_BATCH_SIZE,
@@ -23,7 +24,6 @@ from tests.unit.triton.scripted_triton import (
     Script,
     ScriptedTriton,
     behave,
-    fingerprint,
 )
 
 REQUESTS = 240

@@ -6,19 +6,14 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from uuid import uuid4
 
 from confluent_kafka import Consumer, ConsumerGroupState, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from promptbus_worker.commit_metadata import decode
+from tests.fingerprint import fingerprint
 from tests.integration.system import Replies, System, Workers, eventually
-
-
-def fingerprint(prompt: str) -> str:
-    """With which the canned model's answer to this prompt begins."""
-    return f"[{sha256(prompt.encode()).hexdigest()[:12]}]"
 
 
 class Account:
@@ -70,7 +65,7 @@ class Account:
                 if request_id in self._refused:
                     right = reply.error is not None and reply.error.code == "invalid_request"
                 else:
-                    answer = fingerprint(self._prompts[request_id])
+                    answer = f"[{fingerprint(self._prompts[request_id])}]"
                     right = reply.response is not None and reply.response.startswith(answer)
                 if not right:
                     wrong.append(reply)

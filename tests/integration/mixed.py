@@ -5,7 +5,6 @@ Every request carries a number in its prompt, so no two prompts of a run are the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from promptbus.messages import Headers
+from tests.fingerprint import fingerprint
 from tests.integration.system import Sending
 
 MAX_BYTES = 160_000
@@ -69,7 +69,7 @@ class Expected:
     @property
     def fingerprint(self) -> str:
         """How the canned model's answer to this prompt begins."""
-        return f"[{hashlib.sha256(self.prompt.encode()).hexdigest()[:12]}]"
+        return f"[{fingerprint(self.prompt)}]"
 
 
 Case = tuple[Sending, Expected]

@@ -1,6 +1,5 @@
 """models/gpt4_nano in a real Triton, with both engines, and as a program."""
 
-import hashlib
 import http.client
 import json
 import os
@@ -21,6 +20,7 @@ import pytest
 from promptbus_worker.model import Inputs, Row
 from promptbus_worker.triton import TritonClient
 from stack.triton import Triton
+from tests.fingerprint import fingerprint
 
 PROJECT = Path(__file__).resolve().parents[2]
 README = (PROJECT / "models" / "README.md").read_text()
@@ -84,10 +84,6 @@ def request(address: str, method: str, path: str, body: object = None, timeout_s
         return Reply(response.status, response.read())
     finally:
         connection.close()
-
-
-def fingerprint(prompt: str) -> str:
-    return hashlib.sha256(prompt.encode()).hexdigest()[:12]
 
 
 def metrics(triton: Triton) -> str:

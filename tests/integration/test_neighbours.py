@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from promptbus.messages import Reply, decode_reply
 from stack.kafka import Kafka
 from stack.triton import Triton
+from tests.fingerprint import fingerprint
 from tests.integration.mixed import body
 from tests.integration.system import Sending, System, Workers, eventually, system
 
@@ -61,7 +61,7 @@ def batches(
 def check_answer(prompt: str, reply: Reply) -> None:
     """It is an answer, and to this prompt."""
     assert reply.error is None, f"{prompt!r} got {reply.error}"
-    assert (reply.response or "").startswith(f"[{hashlib.sha256(prompt.encode()).hexdigest()[:12]}]")
+    assert (reply.response or "").startswith(f"[{fingerprint(prompt)}]")
 
 
 CODES = {

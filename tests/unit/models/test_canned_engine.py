@@ -1,12 +1,11 @@
-import hashlib
-
 import pytest
-from gpt4_nano.engines.canned import CHAT_OVERHEAD_TOKENS, PARAGRAPHS, Canned, fingerprint
+from gpt4_nano.engines.canned import CHAT_OVERHEAD_TOKENS, PARAGRAPHS, Canned
 from gpt4_nano.engines.interface import Answer, EngineUnavailable, Prompt
 from gpt4_nano.engines.o200k import SEGMENT_CHARS, count_tokens, load_vocabulary
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fingerprint import fingerprint
 from tests.unit.models.letters import Letters
 
 ENGINE = Canned(Letters())
@@ -51,8 +50,7 @@ def test_an_unknown_subject_is_answered_with_a_piece_of_the_prompt() -> None:
 
 @given(st.text(min_size=1))
 def test_every_answer_starts_with_the_fingerprint_of_the_whole_prompt(prompt: str) -> None:
-    digits = hashlib.sha256(prompt.encode()).hexdigest()[:12]
-    assert ask(prompt).text.startswith(f"[{digits}] ")
+    assert ask(prompt).text.startswith(f"[{fingerprint(prompt)}] ")
 
 
 @given(st.text(min_size=1), st.integers(1, 300))

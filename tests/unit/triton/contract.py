@@ -18,7 +18,7 @@ import pytest
 from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec
 from promptbus_worker.outcomes import DETAIL_CHARS, CallError, CallFailure
 from promptbus_worker.triton import Transport, TritonClient
-from tests.unit.triton.scripted_triton import fingerprint
+from tests.fingerprint import fingerprint
 
 GENEROUS_S = 20.0
 

@@ -7,7 +7,6 @@ so that a defect of the client's codec cannot hide in both.
 """
 
 import asyncio
-import hashlib
 import json
 import re
 import struct
@@ -16,6 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
+
+from tests.fingerprint import fingerprint
 
 Tensor = tuple[str, list[int], bytes]
 """Datatype, shape, raw bytes."""
@@ -207,11 +208,6 @@ def answer_of(outputs: Mapping[str, Tensor], **envelope: object) -> bytes:
         {"model_name": "gpt4_nano", "model_version": "1", "outputs": described} | envelope
     ).encode()
     return http(200, header + b"".join(raw for _, _, raw in outputs.values()), header_length=len(header))
-
-
-def fingerprint(prompt: bytes) -> str:
-    """What an answer begins with, in brackets: of every byte of its prompt."""
-    return hashlib.sha256(prompt).hexdigest()[:12]
 
 
 def outputs_for(prompts: Sequence[bytes]) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
 """Prepared answers. This is NOT a language model: it is for tests and benchmarks, where an answer must be instant,
 the same every time, and easy to tell from every other.
 
-An answer is `[<fingerprint>] <text>`: the fingerprint is the first 12 hexadecimal digits of the SHA-256 of the whole
-prompt's UTF-8, so a test can tell which prompt an answer belongs to; the text is a paragraph about the first subject
-named in the prompt's first 4,096 characters, or else a sentence that quotes the prompt's first 40.
+An answer is `[<fingerprint>] <text>`: the fingerprint is 12 decimal digits, the first 64 bits of the SHA-256 of the
+whole prompt's UTF-8 modulo 10^12, so a test can tell which prompt an answer belongs to; the text is a paragraph about
+the first subject named in the prompt's first 4,096 characters, or else a sentence that quotes the prompt's first 40.
 
 Tokens are counted with o200k_base. prompt_tokens = tokens of the prompt + 7: a chat of one message costs 3 tokens for
 the message, 1 for its role and 3 that prime the answer (OpenAI's cookbook, "How to count tokens with tiktoken").
@@ -64,6 +64,8 @@ class Canned:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
+        # o200k_base makes one token of every three digits, so all fingerprints have as many.
+        self._prefix_length = self._count(f"[{fingerprint('')}]")
         # In o200k_base no token holds the end of a word or bracket together with the space that follows it. So the
         # parts of an answer can be counted apart, those that never change only once.
         self._lengths = {subject: self._count(f" {paragraph}") for subject, paragraph in PARAGRAPHS.items()}
@@ -82,11 +84,11 @@ class Canned:
         if found:
             subject = _WORDS[found[0]]
             text = f"{prefix} {PARAGRAPHS[subject]}"
-            length = self._count(prefix) + self._lengths[subject]
+            length = self._prefix_length + self._lengths[subject]
         else:
             quote = f' "{prompt.text[:QUOTE_CHARS]}".'
             text = prefix + APOLOGY + quote
-            length = self._count(prefix) + self._apology_length + self._count(quote)
+            length = self._prefix_length + self._apology_length + self._count(quote)
         if length <= prompt.max_tokens:
             return Answer(text, prompt_tokens, length, "stop")
         return Answer(self._cut(text, prompt.max_tokens), prompt_tokens, prompt.max_tokens, "length")
@@ -101,7 +103,8 @@ class Canned:
 
 def fingerprint(text: str) -> str:
     """The digits at the start of every answer to this prompt."""
-    return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+    return f"{number % 10**FINGERPRINT_DIGITS:0{FINGERPRINT_DIGITS}d}"
 
 
 def open_engine(settings: Settings) -> Canned:
