@@ -1,7 +1,8 @@
 """Whether to call a model at all, and after which pause. Pure: `now` is passed in.
 
     state      event                              next state
-    CLOSED     success                            CLOSED, back-off forgotten
+    CLOSED     success                            CLOSED, the next back-off is short again
+    CLOSED     success of a call since a failure  CLOSED, no more waiting
     CLOSED     failure                            CLOSED, calls pause for the back-off
     CLOSED     failure that says "gone"           OPEN
     CLOSED     5 calls failed without a success   OPEN
@@ -48,6 +49,7 @@ class Breaker:
     __slots__ = (
         "_answered_began",
         "_backoff_s",
+        "_failed_at",
         "_failures",
         "_probes_failed",
         "_resume_at",
@@ -63,6 +65,7 @@ class Breaker:
         self._resume_at = float("-inf")
         self._told_to_wait_until = float("-inf")
         self._backoff_s = FIRST_BACKOFF_S
+        self._failed_at = float("-inf")
         self._failures = 0
         self._single_errors = 0
         self._single_backoff_s = FIRST_BACKOFF_S
@@ -144,13 +147,17 @@ class Breaker:
         self._single_backoff_s = FIRST_BACKOFF_S
         if self.state is State.CLOSED:
             self._backoff_s = FIRST_BACKOFF_S
-            self._resume_at = float("-inf")
+            if (
+                began >= self._failed_at
+            ):  # others come home all the time; what failed shall not leave again at once
+                self._resume_at = float("-inf")
 
     def failed(self, now: float, *, gone: bool) -> None:
         """A call failed for a reason that is not a request's. `gone`: calling on is of no use."""
         if self.state is not State.CLOSED:
             return  # calls from before it opened, now coming home
         self._failures += 1
+        self._failed_at = now
         if gone or self._failures >= FAILURES_TO_OPEN:
             self.state = State.OPEN
         if now >= self._resume_at:  # failures of the same moment are one reason to wait, not many

@@ -50,6 +50,15 @@ def test_closed_success_stays_closed_and_forgets_the_back_off() -> None:
     assert breaker.resumes_in(3.0) == pytest.approx(FIRST_BACKOFF_S)
 
 
+def test_a_success_of_a_call_from_before_a_failure_does_not_end_the_wait() -> None:
+    breaker = Breaker()
+    breaker.failed(10.0, gone=False)
+    breaker.succeeded(9.9)
+    assert breaker.resumes_in(10.0) == pytest.approx(FIRST_BACKOFF_S)
+    breaker.failed(10.0 + FIRST_BACKOFF_S, gone=False)
+    assert breaker.resumes_in(10.0 + FIRST_BACKOFF_S) == pytest.approx(FIRST_BACKOFF_S), "but it begins anew"
+
+
 def test_closed_failure_pauses_calls_for_the_back_off() -> None:
     breaker = Breaker()
     breaker.failed(10.0, gone=False)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from promptbus_worker.breaker import FIRST_BACKOFF_S
+from promptbus_worker.breaker import FIRST_BACKOFF_S, LONGEST_BACKOFF_S
 from promptbus_worker.limiter import State
 from promptbus_worker.model import Inputs, ModelSpec
 from promptbus_worker.outcomes import VERDICTS, CallError, CallFailure
@@ -144,6 +144,30 @@ async def test_a_server_that_names_a_time_is_left_alone_for_so_long() -> None:
     assert {reply.attempts for reply in path.replies_by_id().values()} == {1}
 
 
+@pytest.mark.parametrize("failure", OVERLOAD)
+def test_a_failed_call_is_not_repeated_at_once_although_others_are_answered(failure: CallFailure) -> None:
+    async def body() -> None:
+        path = Path(concurrency=4)
+        infer = path.model.infer
+        asked: list[float] = []
+
+        async def fails_once(*arguments: object) -> object:
+            asked.append(loop().time())
+            if len(asked) == 1:
+                await asyncio.sleep(path.model.latency_s / 2)
+                raise CallError(failure, "for once")
+            return await infer(*arguments)  # type: ignore[arg-type]  # passed on as they came
+
+        path.model.infer = fails_once  # type: ignore[assignment,method-assign]  # a server that fails once
+        path.ask(*ids(64))
+        await path.settle(64)
+        assert asked[:4] == [asked[0]] * 4, "three more that will be answered"
+        assert asked[4] - asked[0] >= FIRST_BACKOFF_S
+        assert set(path.codes().values()) == {"ok"}
+
+    run(body())
+
+
 @pytest.mark.parametrize("failure", [CallFailure.TIMEOUT, CallFailure.CONNECTION])
 def test_broken_calls_are_repeated_after_a_back_off_and_never_bisected(failure: CallFailure) -> None:
     async def body() -> None:
@@ -275,6 +299,29 @@ def test_an_outage_pauses_probes_by_inference_and_ends_gently(failure: CallFailu
             assert {reply.attempts for reply in path.replies_by_id().values()} == {1}
 
     run(body())
+
+
+@in_virtual_time
+async def test_a_model_that_is_not_there_for_a_while_is_read_again_and_waited_for() -> None:
+    path = Path(concurrency=2)
+    path.ask(*ids(160))
+    await path.settle(16)
+    path.model.failure = CallFailure.NOT_FOUND
+    read: list[float] = []
+    read_spec = path.model.read_spec
+
+    async def watched(model: str, version: str | None = None) -> ModelSpec:
+        read.append(loop().time())
+        return await read_spec(model, version)
+
+    path.model.read_spec = watched  # type: ignore[method-assign]  # a spy
+    await asyncio.sleep(600)
+    assert path.held == [True]
+    assert 600 / LONGEST_BACKOFF_S <= len(read) < 200, "it looks again and again, and does not hammer"
+    path.model.failure = None
+    await path.settle(160)
+    assert set(path.codes().values()) == {"ok"}
+    assert {reply.attempts for reply in path.replies_by_id().values()} == {1}
 
 
 @in_virtual_time
