@@ -47,16 +47,15 @@ chaos: ready ## break everything under load, lose nothing (SEED=…, MINUTES=5, 
 lint: ready ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy producer consumer models/gpt4_nano/1 config stack grafana tests $(if $(wildcard bench/*.py),bench)
+	@$(BIN)/mypy producer consumer models/gpt4_nano/1 config stack grafana tests bench
 	@$(BIN)/lint-imports
 	@$(BIN)/hadolint consumer/Dockerfile models/Dockerfile
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
 check: lint test-unit ## what to run before a commit
 
-bench: ready ## the side-by-side benchmarks
-	@if [ -f bench/__main__.py ]; then $(CLEAN_ENV) $(BIN)/python -m bench; \
-	else echo "There are no benchmarks yet: they will be in bench/."; fi
+bench: ready ## promptbus beside others, 15 minutes (QUICK=1: 3; PEERS=1: more of them; WORKLOADS=…, ROUNDS=5)
+	@$(CLEAN_ENV) $(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(PEERS),--peers) $(if $(WORKLOADS),--workloads '$(WORKLOADS)') $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_ARGS)
 
 lock: ready ## write requirements/*.txt anew from pyproject.toml and requirements/*.in
 	@$(BIN)/python -m stack.lock $(LOCK_ARGS)

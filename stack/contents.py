@@ -14,7 +14,7 @@ import venv
 from collections.abc import Iterable
 from pathlib import Path
 
-from stack import downloads
+from stack import debian, downloads
 from stack.cache import PROJECT, Entry, digest
 from stack.errors import StackError
 
@@ -151,37 +151,17 @@ def install_prometheus() -> None:
 
 
 def _fetch_prometheus(folder: Path) -> None:
-    """Debian's package, unpacked and not installed, with package lists of our own: neither needs root.
-
-    No checksum is pinned: archives drop a version when the next one comes, and every release has another. apt checks
-    the archive's signature, and by it the package.
-    """
-    apt = folder / "apt"
-    for name in ("lists/partial", "cache/archives/partial"):
-        (apt / name).mkdir(parents=True)
-    options = (
-        f"Dir::State::lists={apt / 'lists'}",
-        f"Dir::Cache={apt / 'cache'}",
-        "APT::Sandbox::User=root",  # root's apt would otherwise download as a user who may not write here
-    )
-    apt_get = ["apt-get", "-q", *(f"-o{option}" for option in options)]
-    what = "Prometheus with apt-get"
-    downloads.run([*apt_get, "update"], what, folder)
-    downloads.run([*apt_get, "download", "prometheus"], what, folder, cwd=apt)
-    (package,) = apt.glob("prometheus_*.deb")
-    unpacked = folder / "unpacked"
-    downloads.run(["dpkg-deb", "-x", package, unpacked], what, folder)
+    unpacked = debian.unpack("prometheus", "Prometheus with apt-get", folder)
     for name in ("prometheus", "promtool"):
         os.replace(unpacked / "usr" / "bin" / name, folder / name)
     shutil.rmtree(unpacked)
-    shutil.rmtree(apt)
 
 
 def _unpack(pip_python: Path, name: str, what: str, folder: Path) -> None:
     downloads.pip_install(pip_python, REQUIREMENTS / f"{name}.txt", what, folder, into=folder, target=True)
 
 
-def _create_environment(pip_python: Path, name: str, what: str, folder: Path) -> Path:
+def create_environment(pip_python: Path, name: str, what: str, folder: Path) -> Path:
     """A virtual environment without pip in it. It stays usable when renamed, through bin/python3 only: its path."""
     venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
     python = folder / "bin" / "python3"
@@ -198,7 +178,7 @@ def _create_environment(pip_python: Path, name: str, what: str, folder: Path) ->
 
 def _fetch_jars(pip_python: Path, folder: Path) -> None:
     tool = folder / "tool"
-    tool_python = _create_environment(pip_python, "kafka", "the tool that fetches Kafka", tool)
+    tool_python = create_environment(pip_python, "kafka", "the tool that fetches Kafka", tool)
     downloads.run([tool_python, "-I", HERE / "fetch_jars.py", COORDINATES, folder], "Apache Kafka", folder)
     shutil.rmtree(tool)
     check_sums(JAR_SUMS.read_text().splitlines(), folder)
@@ -225,7 +205,7 @@ def check_sum(file: Path, wanted: str) -> None:
 
 def _build_triton_environment(pip_python: Path, folder: Path) -> None:
     """The models' environment, and beside it the backends with the stub of this Python."""
-    _create_environment(pip_python, "triton", "the models' environment", folder / "venv")
+    create_environment(pip_python, "triton", "the models' environment", folder / "venv")
     server = triton_server().require() / "pytriton" / "tritonserver"
     shutil.copytree(server / "backends", folder / "backends")
     version = "{}.{}".format(*sys.version_info)

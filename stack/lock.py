@@ -24,6 +24,11 @@ FILES: dict[str, tuple[str, ...]] = {
     "triton-build": ("requirements/triton-build.in",),
     "triton-server": ("requirements/triton-server.in", "--no-deps"),
     "model": ("requirements/model.in", "--no-deps"),
+    # What `make bench` measures beside promptbus, each in an environment of its own.
+    "perf-analyzer": ("requirements/perf-analyzer.in",),
+    "peer-faststream": ("requirements/peer-faststream.in",),
+    "peer-quix": ("requirements/peer-quix.in",),
+    "peer-mlserver": ("requirements/peer-mlserver.in",),
 }
 
 

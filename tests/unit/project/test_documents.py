@@ -18,6 +18,7 @@ DOCUMENTS = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
+    "bench/README.md",
     "docs/chaos.md",
     "docs/dashboards.md",
     "docs/faults.md",

@@ -1,13 +1,12 @@
-"""The loop that promptbus is compared with: consume one, infer one, produce one.
+"""What promptbus is compared with most: consume one, infer one, produce one.
 
 As good as such a loop is usually written: connections are kept, nothing is flushed per record, offsets are committed
 in the background, and the client libraries are the same ones. It waits for each answer before it asks for the next.
 
-    python -m tests.integration.naive BOOTSTRAP REQUEST_TOPIC REPLY_TOPIC TRITON_URL COUNT
+    python -m bench.contenders.one_at_a_time BOOTSTRAP REQUEST_TOPIC REPLY_TOPIC TRITON_URL MODEL
 """
 
-from __future__ import annotations
-
+import signal
 import sys
 import uuid
 
@@ -16,13 +15,22 @@ import orjson
 import tritonclient.http as triton
 from confluent_kafka import Consumer, Producer
 
+from bench.contenders.tensors import tensor
 
-def main(bootstrap: str, requests: str, replies: str, url: str, count: int) -> None:
-    """Answer `count` requests from the topic's beginning."""
+
+def main(bootstrap: str, requests: str, replies: str, url: str, model: str) -> None:
+    """Answer requests from the topic's beginning until SIGTERM."""
+    stopping = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
-            "group.id": f"naive-{uuid.uuid4().hex}",
+            "group.id": f"one-at-a-time-{uuid.uuid4().hex}",
             "auto.offset.reset": "earliest",
         }
     )
@@ -30,8 +38,7 @@ def main(bootstrap: str, requests: str, replies: str, url: str, count: int) -> N
     producer = Producer({"bootstrap.servers": bootstrap})
     outputs = [triton.InferRequestedOutput(name) for name in ("response", "tokens_used")]
     with triton.InferenceServerClient(url) as client:
-        done = 0
-        while done < count:
+        while not stopping:
             message = consumer.poll(1.0)
             if message is None or message.error() is not None:
                 continue
@@ -43,7 +50,7 @@ def main(bootstrap: str, requests: str, replies: str, url: str, count: int) -> N
                     "temperature", "FP32", np.array([[request.get("temperature", 0.7)]], dtype=np.float32)
                 ),
             ]
-            result = client.infer("gpt4_nano", inputs, outputs=outputs)
+            result = client.infer(model, inputs, outputs=outputs)
             reply = {
                 "request_id": request["request_id"],
                 "response": result.as_numpy("response")[0, 0].decode(),
@@ -51,19 +58,9 @@ def main(bootstrap: str, requests: str, replies: str, url: str, count: int) -> N
             }
             producer.produce(replies, orjson.dumps(reply), request["request_id"].encode())
             producer.poll(0)
-            done += 1
     producer.flush(30)
     consumer.close()
 
 
-def tensor(
-    name: str, datatype: str, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
-) -> triton.InferInput:
-    """One input of a batch of one."""
-    made = triton.InferInput(name, list(values.shape), datatype)
-    made.set_data_from_numpy(values)
-    return made
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]))
+    main(*sys.argv[1:6])

@@ -1,0 +1,1 @@
+"""Side-by-side benchmarks of promptbus: `make bench`. Never packaged."""

@@ -1,0 +1,1 @@
+"""Counting from outside: processes' CPU and memory, Triton's own statistics, the broker's offsets, latency."""

@@ -1,0 +1,118 @@
+"""Latency at an even pace: from when a request was due to be sent until its reply was read.
+
+Counting from when it was due, not from when it was sent, leaves nothing out if the sender itself was held up.
+"""
+
+import threading
+import time
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from bench import prompts
+from bench.contenders.contender import Contender, Place
+from bench.measuring import triton_counts
+from bench.measuring.figures import Figures
+from bench.measuring.processes import cpu_s, peak_memory_mb
+from bench.measuring.run import ContenderFailed, Run, running
+from bench.services import PARTITIONS, Services
+from bench.statistics import percentile
+from bench.workloads import Workload
+
+WARM_PROMPTS = 200
+WARM_RATE = 200
+PATIENCE_S = 10.0
+
+
+class Conversation:
+    """Sends requests and reads replies. Numbers go on from one rate to the next."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._next = 0
+        client = {"bootstrap.servers": place.bootstrap, "log_level": 0}
+        self._producer = Producer({**client, "linger.ms": 0, "partitioner": "murmur2_random"})
+        self._consumer = Consumer({**client, "group.id": "bench", "enable.auto.commit": False})
+        self._consumer.assign([TopicPartition(place.replies, number, 0) for number in range(PARTITIONS)])
+
+    def hold(self, rate: int, count: int, patience_s: float = PATIENCE_S) -> list[float]:
+        """Send `count` requests at `rate` per second; the latencies in ms of those that are answered."""
+        numbers = range(self._next, self._next + count)
+        self._next += count
+        start = time.perf_counter() + 0.05
+        due = {prompts.key(number): start + index / rate for index, number in enumerate(numbers)}
+        sender = threading.Thread(target=self._send, args=(numbers, list(due.values())))
+        sender.start()
+        try:
+            return self._read(due, start + count / rate + patience_s)
+        finally:
+            sender.join()
+
+    def _send(self, numbers: range, due: list[float]) -> None:
+        place = self._place
+        for number, moment in zip(numbers, due, strict=True):
+            key, value = prompts.request(number, place.prompt_bytes, place.max_tokens)
+            pause = moment - time.perf_counter()
+            if pause > 0:
+                time.sleep(pause)
+            self._producer.produce(place.requests, value, key)
+            self._producer.poll(0)
+
+    def _read(self, due: dict[bytes, float], deadline: float) -> list[float]:
+        latencies = []
+        while due and (left := deadline - time.perf_counter()) > 0:
+            message = self._consumer.poll(left)
+            if message is None or message.error() is not None:
+                continue
+            now = time.perf_counter()
+            moment = due.pop(message.key() or b"", None)
+            if moment is not None:
+                latencies.append((now - moment) * 1000)
+        return latencies
+
+    def close(self) -> None:
+        """Let go."""
+        self._producer.flush(10)
+        self._consumer.close()
+
+
+def measure(contender: Contender, workload: Workload, services: Services) -> dict[str, Figures]:
+    """Figures for each of the workload's rates. Raises ContenderFailed."""
+    place = services.place(workload, contender)
+    found = {}
+    with running(contender, place, services) as run:
+        conversation = Conversation(place)
+        try:
+            _warm(run, conversation)
+            for name, rate in zip(workload.rows, workload.rates, strict=True):
+                found[name] = _at_rate(run, conversation, services, workload, rate)
+        finally:
+            conversation.close()
+    services.clear(place)
+    return found
+
+
+def _warm(run: Run, conversation: Conversation) -> None:
+    run.wait_for("the first answer", lambda: bool(conversation.hold(1, 1, 5.0)))
+    conversation.hold(WARM_RATE, WARM_PROMPTS)
+
+
+def _at_rate(
+    run: Run, conversation: Conversation, services: Services, workload: Workload, rate: int
+) -> Figures:
+    roles, count = run.roles, round(rate * workload.window_s)
+    cpu, triton = cpu_s(roles), triton_counts.counts(services.triton_port, workload.model)
+    latencies = sorted(conversation.hold(rate, count))
+    if not latencies:
+        raise ContenderFailed(f"{run.contender.name} answered nothing at {rate} per second.")
+    used, now = cpu_s(roles), triton_counts.counts(services.triton_port, workload.model)
+    executions = now.executions - triton.executions
+    return Figures(
+        prompts_per_s=len(latencies) / workload.window_s,
+        cpu_us={role: (used[role] - cpu[role]) / len(latencies) * 1e6 for role in cpu},
+        peak_mb=peak_memory_mb(run.process.pid),
+        mean_batch=(now.prompts - triton.prompts) / executions if executions else 0.0,
+        p50_ms=percentile(latencies, 50),
+        p95_ms=percentile(latencies, 95),
+        p99_ms=percentile(latencies, 99),
+        unanswered=count - len(latencies),
+    )

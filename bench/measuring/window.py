@@ -1,0 +1,112 @@
+"""Throughput and its cost: two looks at all counters, some seconds apart, while a contender works."""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+from confluent_kafka import Message
+
+from bench import prompts
+from bench.contenders.contender import Contender
+from bench.measuring import triton_counts
+from bench.measuring.figures import Figures
+from bench.measuring.processes import cpu_s, peak_memory_mb
+from bench.measuring.run import ContenderFailed, Run, running
+from bench.services import Services
+from bench.workloads import REAL, Workload
+
+WARM_SHARE, DONE_SHARE = 0.1, 0.95
+"""Of the backlog: a window begins at the latest after the first, and ends at the latest with the second."""
+CHECKED = 500
+
+
+class Look(NamedTuple):
+    """All counters at one moment. `prompts`: replies on the topic, or Triton's answers if Kafka has no part."""
+
+    at: float
+    prompts: int
+    cpu_s: dict[str, float]
+    triton: triton_counts.Counts
+
+
+def measure(contender: Contender, workload: Workload, services: Services, concurrency: int = 0) -> Figures:
+    """Start it, let it warm up, look, wait, look, stop it. Raises ContenderFailed."""
+    place = services.place(workload, contender, concurrency)
+    window_s = contender.window_s or workload.window_s
+    idle = triton_counts.counts(services.triton_port, workload.model).prompts
+    with running(contender, place, services) as run:
+
+        def done() -> int:
+            if contender.through_kafka:
+                return services.written(place.replies)
+            return triton_counts.counts(services.triton_port, workload.model).prompts - idle
+
+        def look() -> Look:
+            counts = triton_counts.counts(services.triton_port, workload.model)
+            return Look(time.monotonic(), done(), cpu_s(roles), counts)
+
+        if contender.reads_new_only_after:
+            run.wait_for("it reads", lambda: run.has_logged(contender.reads_new_only_after))
+            services.fill(place.requests, workload, contender.record)
+        run.wait_for("the first answer", lambda: done() > 0)
+        roles = run.roles
+        limit = workload.records if contender.through_kafka else float("inf")
+        _wait(run, done, time.monotonic() + workload.warm_s, limit * WARM_SHARE)
+        first = look()
+        _wait(run, done, first.at + window_s, limit * DONE_SHARE)
+        last = look()
+        peak_mb = peak_memory_mb(run.process.pid)
+    answered = last.prompts - first.prompts
+    if answered <= 0:
+        raise ContenderFailed(f"{contender.name} answered nothing for {last.at - first.at:.1f} s.")
+    first_poll_s = None
+    if contender.through_kafka:
+        replies = services.read(place.replies, min(CHECKED, last.prompts))
+        _check(contender, workload, replies)
+        first_poll_s = _first_poll_s(replies, run.started_at)
+    services.clear(place)
+    executions = last.triton.executions - first.triton.executions
+    return Figures(
+        prompts_per_s=answered / (last.at - first.at),
+        cpu_us={role: (last.cpu_s[role] - first.cpu_s[role]) / answered * 1e6 for role in first.cpu_s},
+        peak_mb=peak_mb,
+        mean_batch=(last.triton.prompts - first.triton.prompts) / executions if executions else 0.0,
+        first_poll_s=first_poll_s,
+    )
+
+
+def _wait(run: Run, done: Callable[[], int], until: float, or_done: float) -> None:
+    """Until the time has come, or so many are done. Asking costs the broker as much as ten replies, so not often."""
+    short = run.contender.through_kafka and or_done < 20_000
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, 0.02 if short else 0.25))
+        if not run.process.running:
+            raise ContenderFailed(f"{run.contender.name} ended while it was measured.")
+        if or_done != float("inf") and done() >= or_done:
+            return
+
+
+def _check(contender: Contender, workload: Workload, replies: list[Message]) -> None:
+    """A fast wrong answer does not count."""
+    if workload.model == REAL:
+        wrong = [reply for reply in replies if b'"response":' not in (reply.value() or b"")]
+    else:
+        wrong = [reply for reply in replies if not prompts.answers(reply.key(), reply.value())]
+    if wrong or not replies:
+        shown = (wrong[0].value() or b"")[:300] if wrong else b"none could be read"
+        raise ContenderFailed(
+            f"{contender.name}: {len(wrong)} of {len(replies)} replies are wrong: {shown!r}"
+        )
+
+
+def _first_poll_s(replies: list[Message], started_at: float) -> float | None:
+    """From the first reply: when it was written, less the times that it says it took since it was polled."""
+    times = []
+    for reply in replies:
+        with suppress(KeyError, TypeError, ValueError):
+            timings = json.loads(reply.value() or b"")["timings"]
+            polled_ms = reply.timestamp()[1] - timings["queue_ms"] - timings["inference_ms"]
+            times.append(polled_ms / 1000 - started_at)
+    return min(times, default=None)

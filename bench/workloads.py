@@ -1,0 +1,140 @@
+"""What the contenders are given to do, and what of it fits the time."""
+
+from dataclasses import dataclass, replace
+
+from bench.contenders.known import BARE_LOOP, ONE_AT_A_TIME, PERF_ANALYZER, PROMPTBUS, PROMPTBUS_2
+from bench.contenders.peers import PEERS
+
+INSTANT, SLOW, REAL = "instant", "slow", "gpt4_nano"
+SLOW_INSTANCES, SLOW_MS = 4, 150
+SLOW_CAPACITY = SLOW_INSTANCES * 8 / (SLOW_MS / 1000)
+"""Prompts per second of the slow model in batches of 8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """`records`: how many requests lie on the topic before anybody starts.
+
+    With `rates` (prompts per second) latency is measured instead of throughput, for `window_s` each.
+    """
+
+    name: str
+    about: str
+    contenders: tuple[str, ...]
+    window_s: float
+    records: int = 0
+    model: str = INSTANT
+    prompt_bytes: int = 20
+    max_tokens: int = 16
+    rates: tuple[int, ...] = ()
+    warm_s: float = 1.0
+    with_peers: bool = False
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The names under which its figures are kept."""
+        return tuple(f"{self.name}-{rate}" for rate in self.rates) or (self.name,)
+
+
+EVERY = (
+    Workload(
+        "instant",
+        "a model that does nothing, prompts of 20 bytes",
+        (PERF_ANALYZER, BARE_LOOP, ONE_AT_A_TIME, PROMPTBUS, PROMPTBUS_2),
+        window_s=4.0,
+        records=300_000,
+        with_peers=True,
+    ),
+    Workload(
+        "slow",
+        "a model that takes 150 ms for a batch, in four instances: 213 prompts/s at most",
+        (PERF_ANALYZER, BARE_LOOP, ONE_AT_A_TIME, PROMPTBUS),
+        window_s=6.0,
+        records=20_000,
+        model=SLOW,
+        with_peers=True,
+    ),
+    Workload(
+        "real",
+        "SmolLM2-135M, 16 tokens for each prompt",
+        (BARE_LOOP, PROMPTBUS),
+        window_s=12.0,
+        records=3_000,
+        model=REAL,
+        prompt_bytes=60,
+    ),
+    Workload(
+        "1kb",
+        "the instant model, prompts of 1 KB",
+        (BARE_LOOP, PROMPTBUS),
+        window_s=4.0,
+        records=200_000,
+        prompt_bytes=1_000,
+    ),
+    Workload(
+        "100kb",
+        "the instant model, prompts of 100 KB",
+        (BARE_LOOP, PROMPTBUS),
+        window_s=4.0,
+        records=6_000,
+        prompt_bytes=100_000,
+        warm_s=0.5,
+    ),
+    Workload(
+        "backlog-10k",
+        "the instant model, 10,000 requests waiting, all of them worked off",
+        (PROMPTBUS,),
+        window_s=30.0,
+        records=10_000,
+        warm_s=0.0,
+    ),
+    Workload(
+        "backlog-1m",
+        "the instant model, 1,000,000 requests waiting",
+        (PROMPTBUS,),
+        window_s=8.0,
+        records=1_000_000,
+    ),
+    Workload(
+        "latency",
+        "the instant model, requests at an even pace, from when one was due to be sent until its reply was read",
+        (PROMPTBUS,),
+        window_s=4.0,
+        rates=(50, 500, 2_000),
+    ),
+    Workload(
+        "latency-loop",
+        "the same for the loop that takes one at a time",
+        (ONE_AT_A_TIME,),
+        window_s=4.0,
+        rates=(50, 500),
+    ),
+    Workload(
+        "drain-1m",
+        "the instant model, 1,000,000 requests waiting, all of them worked off",
+        (PROMPTBUS,),
+        window_s=600.0,
+        records=1_000_000,
+    ),
+)
+BY_NAME = {workload.name: workload for workload in EVERY}
+DEFAULT = tuple(name for name in BY_NAME if name not in ("latency-loop", "drain-1m"))
+
+
+def quick() -> list[Workload]:
+    """What `make bench QUICK=1` measures, in less than three minutes."""
+    instant, slow, latency = (BY_NAME[name] for name in ("instant", "slow", "latency"))
+    return [
+        replace(instant, contenders=(BARE_LOOP, ONE_AT_A_TIME, PROMPTBUS), window_s=3.0, with_peers=False),
+        replace(slow, contenders=(BARE_LOOP, PROMPTBUS), window_s=4.0, with_peers=False),
+        replace(latency, rates=(500,)),
+    ]
+
+
+def with_peers(workloads: list[Workload]) -> list[Workload]:
+    """The same, with the peers where they take part."""
+    names = tuple(peer.name for peer in PEERS)
+    return [
+        replace(workload, contenders=workload.contenders + names) if workload.with_peers else workload
+        for workload in workloads
+    ]
