@@ -35,19 +35,26 @@ def of_batches(seconds: float) -> Duration:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "settles_s", "measured_s"), [(0.005, 20.0, 3.0), (0.15, 25.0, 25.0)], ids=["5ms", "150ms"]
+    ("staircase", "seconds", "measured_s"),
+    [(INSTANCES, 0.005, 4.0), (INSTANCES, 0.15, 25.0), ((10, 5, 12, 6), 0.15, 25.0)],
+    ids=["5ms", "150ms", "150ms-high"],
 )
 @pytest.mark.parametrize(
-    ("queue", "timeout"),
-    [(None, 200.0), (0, 200.0), (3, 200.0), (None, 5.0)],
+    ("queue", "timeout", "settles_s"),
+    [(None, 200.0, 8.0), (0, 200.0, 15.0), (3, 200.0, 15.0), (None, 5.0, 8.0)],
     ids=["queues", "refuses", "short", "timeouts"],
 )
 def test_after_each_step_it_is_within_ten_percent_of_the_best_fixed_limit(
-    seconds: float, settles_s: float, measured_s: float, queue: int | None, timeout: float
+    staircase: tuple[int, ...],
+    seconds: float,
+    measured_s: float,
+    queue: int | None,
+    timeout: float,
+    settles_s: float,
 ) -> None:
     """`settles_s` after a step. `timeout`: in durations of a call; 5 of them are less than 32 calls wait for."""
     every = settles_s + measured_s
-    steps = [(number * every, instances) for number, instances in enumerate(INSTANCES)]
+    steps = [(number * every, instances) for number, instances in enumerate(staircase)]
     whole = play(
         Server(steps, always(seconds), queue),
         Limiter(START, 1, MOST),
