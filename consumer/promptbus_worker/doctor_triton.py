@@ -31,8 +31,11 @@ class TritonCheckup:
 
     async def findings(self) -> AsyncIterator[Finding]:
         """Each as soon as it is known."""
+        for url in self._settings.triton_urls:
+            async for finding in self._server(url):
+                yield finding
 
-        url = self._settings.triton_url
+    async def _server(self, url: str) -> AsyncIterator[Finding]:
         try:
             address, tls = split_url(url)
             client = TritonClient(url, headers=self._settings.http_headers)

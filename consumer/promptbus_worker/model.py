@@ -51,6 +51,14 @@ class BadRow(NamedTuple):
     reason: str
 
 
+_CANARY: Inputs = {"prompt": b"ping", "max_tokens": 1, "temperature": 0.0}
+
+
+def canary(spec: ModelSpec) -> Inputs:
+    """The inputs of a request of our own, to see whether a model answers at all."""
+    return {name: value for name, value in _CANARY.items() if name in spec.inputs}
+
+
 class InferenceClient(Protocol):
     """Whatever can run a batch. Every failure is a `CallError` of `outcomes`; cancellation passes through."""
 

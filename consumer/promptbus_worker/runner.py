@@ -19,7 +19,7 @@ from promptbus_worker.deadline import Clock
 from promptbus_worker.freeze import FreezeGuard
 from promptbus_worker.in_flight_file import InFlightFile
 from promptbus_worker.limiter import Limiter
-from promptbus_worker.model import BadRow, InferenceClient, Inputs, ModelSpec, Row, TensorValue
+from promptbus_worker.model import BadRow, InferenceClient, Inputs, ModelSpec, Row, canary
 from promptbus_worker.outcomes import VERDICTS, Action, CallError, CallFailure, ModelUnusable, Verdict
 from promptbus_worker.record import Pending, Phase, about
 from promptbus_worker.redaction import ServerText
@@ -35,7 +35,6 @@ FAILURES_ALONE = 3
 RECENT_CALLS = 16
 """The quickest of so many says how long a call takes at least."""
 _LAST_MOMENT_S = 0.02
-_CANARY: dict[str, TensorValue] = {"prompt": b"ping", "max_tokens": 1, "temperature": 0.0}
 
 
 class Traffic(Protocol):
@@ -164,9 +163,8 @@ class Runner:
         model = batch.model
         if not await self._reread(model):
             return False
-        canary = {name: value for name, value in _CANARY.items() if name in self._specs[model].inputs}
         try:
-            await self._infer(model, [canary], self._timeout_s)
+            await self._infer(model, [canary(self._specs[model])], self._timeout_s)
         except CallError as error:
             if VERDICTS[error.failure].action not in (Action.BISECT, Action.SPLIT):
                 return False

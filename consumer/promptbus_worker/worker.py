@@ -32,6 +32,7 @@ from promptbus_worker.path import Path
 from promptbus_worker.settings import Settings
 from promptbus_worker.startup import Surroundings, wait_for_surroundings
 from promptbus_worker.triton import TritonClient
+from promptbus_worker.triton_servers import TritonServers
 from promptbus_worker.worker_process import Exit
 
 log = logging.getLogger("promptbus_worker.worker")  # it runs as __main__
@@ -63,11 +64,7 @@ class Worker:
             loop.add_reader(sys.stdin.fileno(), self._supervisor_gone)
         ticker = asyncio.create_task(self._tick())
         settings = self._settings
-        triton = TritonClient(
-            settings.triton_url,
-            headers=settings.http_headers,
-            max_connections=(settings.concurrency_max + 1) * len(settings.models),
-        )
+        triton = _triton(settings)
         try:
             surroundings = await self._surroundings(triton)
             if surroundings is not None:
@@ -158,6 +155,15 @@ class Worker:
         )
         if self._heartbeats is not None:
             self._heartbeats.write(heartbeat)
+
+
+def _triton(settings: Settings) -> InferenceClient:
+    connections = (settings.concurrency_max + 1) * len(settings.models)
+    clients = {
+        url: TritonClient(url, headers=settings.http_headers, max_connections=connections)
+        for url in settings.triton_urls
+    }
+    return TritonServers(clients, time.monotonic) if len(clients) > 1 else next(iter(clients.values()))
 
 
 def main() -> int:

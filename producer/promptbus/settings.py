@@ -160,7 +160,9 @@ class TritonSettings(BaseSettings):
     model_config = _FROM_ENVIRONMENT
 
     triton_url: str = Field(
-        default="localhost:8000", description="`host:port`, `http://…` or `https://…` of Triton's HTTP port"
+        default="localhost:8000",
+        description="`host:port`, `http://…` or `https://…` of Triton's HTTP port; of several servers with the same "
+        "models, comma-separated",
     )
     triton_model: str = Field(
         default="gpt4_nano", description="Models to serve, comma-separated; the first is the default"
@@ -191,10 +193,26 @@ class TritonSettings(BaseSettings):
         """Served models; the first is the default."""
         return tuple(split_names(self.triton_model))
 
+    @field_validator("triton_url")
+    @classmethod
+    def _some_server(cls, value: str) -> str:
+        urls = split_names(value)
+        if not urls:
+            raise ValueError("TRITON_URL names no server")
+        if len(set(urls)) < len(urls):
+            raise ValueError("TRITON_URL names a server twice")
+        return value
+
+    @property
+    def triton_urls(self) -> tuple[str, ...]:
+        """Every server, as it is named."""
+        return tuple(split_names(self.triton_url))
+
     @property
     def base_url(self) -> str:
-        """With its scheme, without a slash at the end."""
-        return (self.triton_url if "://" in self.triton_url else f"http://{self.triton_url}").rstrip("/")
+        """Of the first server: with its scheme, without a slash at the end."""
+        url = self.triton_urls[0]
+        return (url if "://" in url else f"http://{url}").rstrip("/")
 
     @property
     def http_headers(self) -> dict[str, str]:

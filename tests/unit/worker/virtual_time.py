@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import wraps
-from typing import TypeVar
+from inspect import signature
+from typing import ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -53,15 +55,14 @@ def loop() -> VirtualTimeLoop:
     return running
 
 
-def in_virtual_time(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+def in_virtual_time(test: Callable[P, Coroutine[object, object, None]]) -> Callable[P, None]:
     """A test that is a coroutine, run in virtual time."""
 
     @wraps(test)
-    def wrapped() -> None:
-        async def body() -> None:
-            await test()
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        run(test(*args, **kwargs))
 
-        run(body())
-
-    del wrapped.__wrapped__  # pytest would see the coroutine function behind it
+    # pytest reads the parameters from the signature, and would see the coroutine function behind `__wrapped__`
+    wrapped.__signature__ = signature(test)  # type: ignore[attr-defined]  # functions take attributes
+    del wrapped.__wrapped__
     return wrapped
