@@ -41,8 +41,8 @@ test: ready-to-test ## every test, with real services
 test-unit: ready ## the tests that need no Kafka and no Triton
 	@$(CLEAN_ENV) $(BIN)/pytest -n 2 tests/unit $(PYTEST_ARGS)
 
-chaos: ready ## break everything under load, lose nothing (SEED=…, MINUTES=5, BROKERS=1|3)
-	@$(CLEAN_ENV) $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BROKERS),--brokers $(BROKERS))
+chaos: ready ## break everything under load, lose nothing (SEED=…, MINUTES=5, BROKERS=1|3, PROTOCOL=classic|consumer)
+	@$(CLEAN_ENV) $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BROKERS),--brokers $(BROKERS)) $(if $(PROTOCOL),--protocol $(PROTOCOL))
 
 lint: ready ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .

@@ -46,18 +46,28 @@ def consumer_config(settings: Settings, client_id: str) -> dict[str, object]:
         "max.poll.interval.ms": max(MAX_POLL_INTERVAL_MS, settings.kafka_session_timeout_ms),
         **settings.client_config(),
         **settings.consumer_overrides(),
+        **_membership(settings),
         "client.id": client_id,
         "group.id": settings.kafka_group_id,
-        "session.timeout.ms": settings.kafka_session_timeout_ms,
-        # How soon a member hears of a rebalance. The default of 3 s makes each of its two rounds that slow.
-        "heartbeat.interval.ms": 1_000,
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         # A committed offset that retention has overtaken stops the worker; a silent jump would lose requests.
         "auto.offset.reset": "error",
         "isolation.level": "read_committed",
-        "partition.assignment.strategy": "cooperative-sticky",
         "logger": logs.librdkafka_logger(),
+    }
+
+
+def _membership(settings: Settings) -> dict[str, object]:
+    """What each group protocol is told: the client refuses the settings of one with the other."""
+    if settings.kafka_group_protocol == "consumer":
+        return {"group.protocol": "consumer"}
+    return {
+        "group.protocol": "classic",
+        "session.timeout.ms": settings.kafka_session_timeout_ms,
+        # How soon a member hears of a rebalance. The default of 3 s makes each of its two rounds that slow.
+        "heartbeat.interval.ms": 1_000,
+        "partition.assignment.strategy": "cooperative-sticky",
     }
 
 

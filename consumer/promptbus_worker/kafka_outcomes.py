@@ -171,6 +171,7 @@ _NOT_OURS = frozenset(
 # How a failure that ended the client is named where the flags are lost: delivery reports and polled messages carry
 # errors whose flags are always false.
 _FATAL = "_FATAL"
+_NEW_PROTOCOLS_REQUEST = "ConsumerGroupHeartbeat fatal error: Broker: API version not supported"
 
 
 def needs_operator(name: str) -> bool:
@@ -222,4 +223,9 @@ def consumer_verdict(name: str, *, fatal: bool, retriable: bool) -> ConsumerActi
 
 def stop_sentence(name: str, text: str) -> str:
     """What to tell the operator when a Kafka error stops the worker; `text` is `KafkaError.str()`."""
-    return f"{_STOP_SENTENCES.get(name, 'Kafka reports an error that this worker cannot mend.')} ({name}: {text})"
+    sentence = _STOP_SENTENCES.get(name, "Kafka reports an error that this worker cannot mend.")
+    if name == _FATAL and _NEW_PROTOCOLS_REQUEST in text:  # its own error is told in words only
+        sentence = (
+            "These brokers do not offer KAFKA_GROUP_PROTOCOL=consumer (Kafka 4.0 does): set it to classic."
+        )
+    return f"{sentence} ({name}: {text})"

@@ -10,6 +10,12 @@ from pydantic import Field, field_validator, model_validator
 
 from promptbus.settings import KafkaSettings, MetricsSettings, TritonSettings, split_names
 
+_OTHER_PROTOCOLS_KEYS = {
+    "classic": frozenset({"group.remote.assignor"}),
+    "consumer": frozenset({"heartbeat.interval.ms", "group.protocol.type"}),
+}
+"""By group protocol: what librdkafka refuses with it. (More of them are refused always.)"""
+
 
 class Settings(MetricsSettings, TritonSettings, KafkaSettings):
     """Everything that can be set. Explicit contradictions are refused in a sentence that names both fields."""
@@ -22,11 +28,16 @@ class Settings(MetricsSettings, TritonSettings, KafkaSettings):
         description="Where a group without committed offsets begins: `earliest` or `latest`",
     )
     kafka_create_topics: bool = Field(default=False, description="Create missing topics at start")
+    kafka_group_protocol: Literal["classic", "consumer"] = Field(
+        default="classic",
+        description="How workers share the partitions: `classic`, or `consumer` (KIP-848, Kafka 4.0 or later), "
+        "where time-outs and assignment are the brokers' settings",
+    )
     kafka_session_timeout_ms: int = Field(
         default=45_000,
         ge=6_000,
         le=1_800_000,
-        description="Kafka gives a silent worker's partitions away after this long",
+        description="Kafka gives a silent worker's partitions away after this long (`classic` only)",
     )
 
     triton_timeout_s: float = Field(
@@ -116,7 +127,20 @@ class Settings(MetricsSettings, TritonSettings, KafkaSettings):
                 f"BATCH_MAX_BYTES ({self.batch_max_bytes}) is below REQUEST_MAX_BYTES ({self.request_max_bytes}): "
                 "the largest request would fit no batch"
             )
-        if self.worker_revoke_s * 1000 >= self.kafka_session_timeout_ms:
+        classic = self.kafka_group_protocol == "classic"
+        if not classic and "kafka_session_timeout_ms" in self.model_fields_set:
+            raise ValueError(
+                "KAFKA_SESSION_TIMEOUT_MS may not be set with KAFKA_GROUP_PROTOCOL=consumer: the brokers decide it "
+                "(group.consumer.session.timeout.ms)"
+            )
+        for field in ("kafka_client", "kafka_consumer"):
+            for name in getattr(self, field):
+                if name.lower().replace("_", ".") in _OTHER_PROTOCOLS_KEYS[self.kafka_group_protocol]:
+                    raise ValueError(
+                        f"{field.upper()}__{name.upper()} may not be set with "
+                        f"KAFKA_GROUP_PROTOCOL={self.kafka_group_protocol}: it belongs to the other protocol"
+                    )
+        if classic and self.worker_revoke_s * 1000 >= self.kafka_session_timeout_ms:
             raise ValueError(
                 f"WORKER_REVOKE_S ({self.worker_revoke_s:g} s) must be below "
                 f"KAFKA_SESSION_TIMEOUT_MS ({self.kafka_session_timeout_ms} ms)"

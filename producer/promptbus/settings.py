@@ -24,8 +24,10 @@ REFUSED_OVERRIDES = frozenset(
         "transactional.id",
         "isolation.level",
         "partition.assignment.strategy",
-        # Not secret rules, but decided elsewhere: KAFKA_START, KAFKA_SESSION_TIMEOUT_MS, and Java's partitioner.
+        # Not secret rules, but decided elsewhere: KAFKA_START, KAFKA_GROUP_PROTOCOL, KAFKA_SESSION_TIMEOUT_MS, and
+        # Java's partitioner.
         "auto.offset.reset",
+        "group.protocol",
         "session.timeout.ms",
         "partitioner",
     }

@@ -26,6 +26,9 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=5.0, help="for how long faults strike (5)")
     parser.add_argument("--brokers", type=int, choices=(1, 3), default=1, help="Kafka nodes (1)")
+    parser.add_argument(
+        "--protocol", choices=("classic", "consumer"), default="classic", help="the workers' group protocol"
+    )
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10_000) if arguments.seed is None else arguments.seed
     end_like_an_interrupt()
@@ -34,10 +37,14 @@ def main() -> int:
     def say(line: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
 
-    again = f"make chaos SEED={seed} MINUTES={arguments.minutes:g} BROKERS={arguments.brokers}"
+    again = (
+        f"make chaos SEED={seed} MINUTES={arguments.minutes:g} BROKERS={arguments.brokers} "
+        f"PROTOCOL={arguments.protocol}"
+    )
+    env = {"KAFKA_GROUP_PROTOCOL": arguments.protocol}
     say(f"seed {seed}")
     try:
-        report = run(seed, arguments.brokers, arguments.minutes, say)
+        report = run(seed, arguments.brokers, arguments.minutes, say, env=env)
     except KeyboardInterrupt:
         print("interrupted; everything that was started has ended")
         return 130

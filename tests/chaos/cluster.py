@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from stack.kafka import Kafka
 from stack.triton import Triton
 from tests.chaos.proxy import Proxies, Proxy
 from tests.integration.account import in_hand
-from tests.integration.system import System, Workers, eventually
+from tests.integration.system import SHORT_SESSIONS, System, Workers, eventually
 
 SUPERVISORS, PROCESSES, PARTITIONS = 3, 2, 12
 SESSION_TIMEOUT_S = 6.0
@@ -128,8 +128,10 @@ class Cluster:
 
 
 @contextmanager
-def running(brokers: int, folder: Path, say: Callable[[str], None]) -> Iterator[Cluster]:
-    """Start everything, and end it with the block. `folder` takes the workers' logs."""
+def running(
+    brokers: int, folder: Path, say: Callable[[str], None], env: Mapping[str, str]
+) -> Iterator[Cluster]:
+    """Start everything, and end it with the block. `folder` takes the workers' logs; `env` is added to theirs."""
     with ExitStack() as stack:
         proxies = stack.enter_context(Proxies())
         kafka_proxies = [proxies.add() for _ in range(brokers)]
@@ -138,7 +140,7 @@ def running(brokers: int, folder: Path, say: Callable[[str], None]) -> Iterator[
         kafka = Kafka(
             brokers=brokers,
             heap_mb=384,
-            properties=copies,
+            properties=copies | SHORT_SESSIONS,
             stand_ins=[proxy.port for proxy in kafka_proxies],
         )
         triton = Triton(engine="canned", env={"GPT4_NANO_TEST_PROMPTS": "1"})
@@ -166,6 +168,7 @@ def running(brokers: int, folder: Path, say: Callable[[str], None]) -> Iterator[
                 "WORKER_PROCESSES": str(PROCESSES),
                 # Who is killed leaves its files; here the next run removes them.
                 "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
+                **env,
             },
         )
         stack.callback(system.close)

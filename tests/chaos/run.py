@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, repeat
@@ -24,6 +24,7 @@ from tests.chaos.traffic import Traffic
 from tests.integration.account import dead_letters, offsets_reader, uncommitted
 from tests.integration.system import Read, System, eventually
 
+NOTHING: Mapping[str, str] = {}
 LEDGERS = PROJECT / ".stack" / "chaos"
 LEAST_IN_HAND = 100
 PER_S = 60.0
@@ -55,9 +56,17 @@ class Report:
 Say = Callable[[str], None]
 
 
-def run(seed: int, brokers: int, minutes: float | None, say: Say, without: Collection[Kind] = ()) -> Report:
+def run(
+    seed: int,
+    brokers: int,
+    minutes: float | None,
+    say: Say,
+    without: Collection[Kind] = (),
+    env: Mapping[str, str] = NOTHING,
+) -> Report:
     """Faults for so many minutes; None: one round of them, each kind once but those `without` which it goes.
 
+    `env` is added to the workers' environment.
     The ledger is written whatever happens.
     """
     report = Report(seed, brokers)
@@ -71,7 +80,7 @@ def run(seed: int, brokers: int, minutes: float | None, say: Say, without: Colle
     else:
         steps, until = schedule(seed, brokers, SESSION_TIMEOUT_S), began + minutes * 60
     try:
-        with running(brokers, folder, say) as cluster:
+        with running(brokers, folder, say, env) as cluster:
             _play(cluster, seed, steps, until, report, say)
     finally:
         report.seconds = time.monotonic() - began

@@ -9,13 +9,13 @@ import pytest
 
 from stack.kafka import Kafka
 from stack.triton import Triton
-from tests.integration.system import System, system
+from tests.integration.system import CLASSIC, CONSUMER, SHORT_SESSIONS, System, system
 
 
 @pytest.fixture(scope="session")
 def shared_kafka() -> Iterator[Kafka]:
     """A broker that no test stops."""
-    with Kafka() as kafka:
+    with Kafka(properties=SHORT_SESSIONS) as kafka:
         yield kafka
 
 
@@ -31,3 +31,10 @@ def whole(shared_kafka: Kafka, shared_triton: Triton, tmp_path: Path) -> Iterato
     """The whole system on the shared servers."""
     with system(shared_kafka, shared_triton, tmp_path) as made:
         yield made
+
+
+@pytest.fixture(params=[CLASSIC, CONSUMER])
+def either_protocol(whole: System, request: pytest.FixtureRequest) -> System:
+    """The whole system, once with each of Kafka's group protocols."""
+    whole.env["KAFKA_GROUP_PROTOCOL"] = request.param
+    return whole

@@ -30,6 +30,14 @@ from stack.triton import Triton
 T = TypeVar("T")
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _QUIET = {"log_level": 0}
+CLASSIC, CONSUMER = "classic", "consumer"
+SHORT_SESSIONS = {
+    "group.consumer.min.session.timeout.ms": "6000",
+    "group.consumer.session.timeout.ms": "6000",
+    "group.consumer.min.heartbeat.interval.ms": "1000",
+    "group.consumer.heartbeat.interval.ms": "1000",
+}
+"""Properties of a broker: what workers with KAFKA_GROUP_PROTOCOL=consumer cannot ask for themselves."""
 
 # `promptbus worker` with another program as its worker process.
 SUPERVISOR = """
@@ -170,7 +178,7 @@ class System:
     def environment(self, **more: str) -> dict[str, str]:
         """What a worker of this system is started with."""
         clean = {n: v for n, v in os.environ.items() if not n.startswith(("KAFKA_", "TRITON_", "WORKER_"))}
-        return {
+        made = {
             **clean,
             "KAFKA_BOOTSTRAP": self.kafka.bootstrap,
             "KAFKA_REQUEST_TOPIC": self.requests,
@@ -184,6 +192,9 @@ class System:
             **self.env,
             **more,
         }
+        if made.get("KAFKA_GROUP_PROTOCOL") == CONSUMER:
+            del made["KAFKA_SESSION_TIMEOUT_MS"]  # see SHORT_SESSIONS
+        return made
 
     def start(self, program: str | None = None, **more: str) -> Workers:
         """Start a supervisor; it is ended with the test. `program`: runs as the worker process in place of ours."""

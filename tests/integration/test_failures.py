@@ -183,7 +183,8 @@ def test_requests_deleted_before_they_were_answered_stop_the_worker(
         assert uncommitted(made) == 15
 
 
-def test_a_frozen_worker_burns_no_attempt_and_comes_back(whole: System) -> None:
+def test_a_frozen_worker_burns_no_attempt_and_comes_back(either_protocol: System) -> None:
+    whole = either_protocol
     account = Account(whole)
     frozen = whole.start(TRITON_TIMEOUT_S="4").ready()
     account.publish(400, "[[slow:500]]")

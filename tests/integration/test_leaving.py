@@ -16,7 +16,10 @@ SLOW = "[[slow:100]]"  # a batch takes 0.1 s: 160 prompts a second
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_a_stop_while_the_group_rebalances_answers_none_twice(whole: System, how: signal.Signals) -> None:
+def test_a_stop_while_the_group_rebalances_answers_none_twice(
+    either_protocol: System, how: signal.Signals
+) -> None:
+    whole = either_protocol
     account = Account(whole)
     first = whole.start()
     second = whole.start()

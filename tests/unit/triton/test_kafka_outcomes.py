@@ -128,3 +128,11 @@ def test_missing_rights_and_lost_offsets_are_named() -> None:
     assert "READ on the group" in stop_sentence("GROUP_AUTHORIZATION_FAILED", "")
     assert "WRITE" in stop_sentence("TOPIC_AUTHORIZATION_FAILED", "")
     assert "--reset-offsets" in stop_sentence("_AUTO_OFFSET_RESET", "")
+
+
+def test_brokers_without_the_new_group_protocol_are_named_as_the_reason() -> None:
+    met = "Fatal error: Broker: API version not supported: ConsumerGroupHeartbeat fatal error: Broker: API version not supported"
+    assert "KAFKA_GROUP_PROTOCOL" in stop_sentence("_FATAL", met)
+    assert "KAFKA_GROUP_PROTOCOL" not in stop_sentence("_FATAL", "out of memory")
+    assert commit("STALE_MEMBER_EPOCH") is CommitAction.RETRY
+    assert commit("FENCED_MEMBER_EPOCH") is CommitAction.LOST

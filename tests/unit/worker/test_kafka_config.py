@@ -90,8 +90,30 @@ def test_the_largest_topic_decides_a_record_and_the_smallest_a_batch(
     assert (config["message.max.bytes"], config["batch.size"]) == (message, batch)
 
 
-def test_librdkafka_takes_both() -> None:
-    Consumer(consumer_config(settings(), "worker-0")).close()
+@pytest.mark.parametrize(
+    ("protocol", "other"),
+    [
+        ("classic", {"group.remote.assignor"}),
+        (
+            "consumer",
+            {
+                "session.timeout.ms",
+                "heartbeat.interval.ms",
+                "partition.assignment.strategy",
+                "group.protocol.type",
+            },
+        ),
+    ],
+)
+def test_a_group_protocol_is_told_nothing_that_is_the_other_ones(protocol: str, other: set[str]) -> None:
+    config = consumer_config(settings(kafka_group_protocol=protocol), "worker-0")
+    assert config["group.protocol"] == protocol
+    assert not config.keys() & other
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_librdkafka_takes_both(protocol: str) -> None:
+    Consumer(consumer_config(settings(kafka_group_protocol=protocol), "worker-0")).close()
     assert Producer(producer_config(settings(), "worker-0", [1_048_588, 5_000])).flush(0) == 0
 
 

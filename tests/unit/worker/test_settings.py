@@ -139,6 +139,22 @@ def test_settings_cannot_be_changed_afterwards() -> None:
             ["KAFKA_SECURITY_PROTOCOL", "KAFKA_SASL_USERNAME"],
         ),
         ({"KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT"}, ["KAFKA_SECURITY_PROTOCOL", "KAFKA_SASL_MECHANISM"]),
+        (
+            {"KAFKA_GROUP_PROTOCOL": "consumer", "KAFKA_SESSION_TIMEOUT_MS": "45000"},
+            ["KAFKA_GROUP_PROTOCOL=consumer", "KAFKA_SESSION_TIMEOUT_MS"],
+        ),
+        (
+            {"KAFKA_GROUP_PROTOCOL": "consumer", "KAFKA_CONSUMER__HEARTBEAT_INTERVAL_MS": "500"},
+            ["KAFKA_GROUP_PROTOCOL=consumer", "KAFKA_CONSUMER__HEARTBEAT_INTERVAL_MS"],
+        ),
+        (
+            {"KAFKA_GROUP_PROTOCOL": "consumer", "KAFKA_CLIENT__GROUP_PROTOCOL_TYPE": "consumer"},
+            ["KAFKA_GROUP_PROTOCOL=consumer", "KAFKA_CLIENT__GROUP_PROTOCOL_TYPE"],
+        ),
+        (
+            {"KAFKA_CONSUMER__GROUP_REMOTE_ASSIGNOR": "range"},
+            ["KAFKA_GROUP_PROTOCOL=classic", "KAFKA_CONSUMER__GROUP_REMOTE_ASSIGNOR"],
+        ),
         ({"TRITON_MODEL": "a,b,a"}, ["TRITON_MODEL"]),
         ({"TRITON_MODEL": " , "}, ["TRITON_MODEL"]),
     ],
@@ -156,6 +172,10 @@ def test_a_contradiction_is_refused_in_a_sentence_that_names_both(
         {"CONCURRENCY_MIN": "4", "CONCURRENCY_MAX": "4"},
         {"BATCH_MAX_BYTES": "1000", "REQUEST_MAX_BYTES": "1000"},
         {"WORKER_REVOKE_S": "9.9", "KAFKA_SESSION_TIMEOUT_MS": "10000"},
+        # How long a session is is the brokers' matter then.
+        {"WORKER_REVOKE_S": "60", "KAFKA_GROUP_PROTOCOL": "consumer"},
+        {"KAFKA_GROUP_PROTOCOL": "consumer", "KAFKA_CONSUMER__GROUP_REMOTE_ASSIGNOR": "range"},
+        {"KAFKA_CONSUMER__HEARTBEAT_INTERVAL_MS": "500"},
         {"WORKER_STUCK_S": "30.1", "TRITON_TIMEOUT_S": "30"},
         {"TRITON_TIMEOUT_S": "3600"},
         {"KAFKA_REPLY_TOPICS_ALLOWED": "inference-results, other"},
@@ -174,6 +194,7 @@ def test_what_just_fits_together_is_taken(environment: dict[str, str]) -> None:
         ("REQUEST_TEMPERATURE", "2.1"),
         ("REQUEST_MAX_TOKENS", "2147483648"),
         ("KAFKA_START", "middle"),
+        ("KAFKA_GROUP_PROTOCOL", "share"),
         ("KAFKA_SESSION_TIMEOUT_MS", "5999"),
         ("WORKER_PROCESSES", "0"),
         ("WORKER_DELIVERY", "transactional"),  # not there yet, so it must not be taken silently
