@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import platform
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -50,17 +50,16 @@ class Histogram(prometheus_client.Histogram):
     """A histogram that takes the values of a whole batch at once."""
 
     def observe_many(self, amounts: Iterable[float]) -> None:
-        """Like `observe` of each; one write per bucket that was hit instead of two per value."""
-        total = 0.0
-        hits: dict[int, int] = {}
-        for amount in amounts:
-            total += amount
-            bucket = bisect_left(self._upper_bounds, amount)
-            hits[bucket] = hits.get(bucket, 0) + 1
-        if hits:
-            self._sum.inc(total)
-            for bucket, count in hits.items():
-                self._buckets[bucket].inc(count)
+        """Like `observe` of each; one search and one write per bucket that was hit instead of two per value."""
+        rising = sorted(amounts)
+        counted = 0
+        while counted < len(rising):
+            bucket = bisect_left(self._upper_bounds, rising[counted])
+            below = bisect_right(rising, self._upper_bounds[bucket], counted)
+            self._buckets[bucket].inc(below - counted)
+            counted = below
+        if rising:
+            self._sum.inc(sum(rising))
 
 
 class Later:

@@ -23,7 +23,8 @@ from promptbus.messages import (
 from promptbus_worker.model import Row
 from promptbus_worker.record import Pending
 
-_SURELY_ENOUGH = 128  # the batch's own header, and all lengths of the record but its headers'
+_SURELY_ENOUGH = 1024  # the batch's own header, all lengths of the record, and the headers that every reply has
+_OWN_HEADERS = 3  # ids and status: 400 bytes at most
 SMALLEST_LIMIT = 2_048
 """A topic that takes no record of this many bytes cannot hold an error reply."""
 
@@ -130,9 +131,9 @@ class ReplyRecords:
         return Outgoing(request, request.reply_topic, reply_key, value, [*headers], False)
 
     def _fits(self, outgoing: Outgoing) -> bool:
-        limit = self._limits[outgoing.topic]
         # Nearly all are far below their limit; to see that needs no exact count.
         roughly = _SURELY_ENOUGH + len(outgoing.value or b"") + len(outgoing.key or b"")
-        for name, value in outgoing.headers:
-            roughly += 4 * len(name) + len(value or b"") + 12  # UTF-8, and two lengths
+        if len(outgoing.headers) > _OWN_HEADERS or outgoing.is_dead_letter:
+            roughly += sum(4 * len(name) + len(value or b"") + 12 for name, value in outgoing.headers)
+        limit = self._limits[outgoing.topic]
         return roughly <= limit or outgoing.size <= limit
