@@ -68,7 +68,7 @@ def chosen(options: argparse.Namespace) -> list[Workload]:
     if options.peers:
         picked = workloads.with_peers(picked)
     if options.window:
-        picked = [replace(w, window_s=options.window) for w in picked]
+        picked = [replace(w, window_s=options.window, peer_window_s=options.window) for w in picked]
     only = [name.strip() for name in options.contenders.split(";") if name.strip()]
     strangers = set(only) - set(CONTENDERS)
     if strangers:
@@ -118,25 +118,27 @@ def main(arguments: list[str]) -> int:
     def say(text: str) -> None:
         print(f"[{time.monotonic() - started:4.0f} s] {text}", flush=True)
 
+    failure = ""
+    results = here(options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS), quick=options.quick)
     try:
-        picked = chosen(options)
-        results = here(options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS), quick=options.quick)
-        picked = rounds.available(picked, results, say)
+        picked = rounds.available(chosen(options), results, say)
         with_real = any(workload.model == REAL for workload in picked)
         with Services(with_real_model=with_real, say=say) as services:
             rounds.run(picked, results, services, say)
     except StackError as error:
-        print(f"✗ {error}", file=sys.stderr)
-        return 1
+        failure = str(error)
     except KafkaException as error:
-        print(f"✗ Kafka: {error.args[0].str()}", file=sys.stderr)
-        return 1
+        failure = f"Kafka: {error.args[0].str()}"
     except KeyboardInterrupt:
         print("\nStopped; nothing is left running.", file=sys.stderr)
         return 130
-    print(f"\n{tables.report(results)}")
+    if results.rows:
+        print(f"\n{tables.report(results)}")
     for name, reason in results.missing.items():
         print(f"\nwithout {name}: {reason}")
+    if failure:
+        print(f"\n✗ {failure}", file=sys.stderr)
+        return 1
     everything = not (options.quick or options.workloads or options.contenders or options.window)
     keep(results, everything=everything and results.rounds >= ROUNDS)
     if options.record:

@@ -19,9 +19,10 @@ TITLES = {
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #24292f } .title { font-weight: 600; font-size: 16px }
 .group { font-weight: 600 } .faint { fill: #57606a } .ours { fill: #2f6fde } .other { fill: #aab4c0 }
-.line { stroke: #57606a; stroke-dasharray: 4 3 } .paper { fill: #fff }
+.line { stroke: #57606a; stroke-dasharray: 4 3 } .whisker { stroke: #24292f } .paper { fill: #fff }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 } .faint { fill: #9198a1 } .other { fill: #57606a } .paper { fill: #0d1117 } .line { stroke: #9198a1 }
+  .whisker { stroke: #e6edf3 }
 }
 """
 
@@ -83,7 +84,7 @@ def _group(title: str, found: Sequence[Bar], top: int, scale: float) -> list[str
         parts += [
             _text(LABEL_WIDTH - 10, y + 15, bar.name, anchor="end"),
             f'<rect class="{kind}" x="{LABEL_WIDTH}" y="{y}" width="{max(1.0, bar.ratio * scale):.1f}" height="{BAR}" rx="2"/>',
-            f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}" stroke="#24292f"/>',
+            f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}" class="whisker"/>',
             _text(end + 8, y + 15, f"{bar.ratio:.2f}"),
             _text(end + 46, y + 15, f"{bar.prompts_per_s:,.0f}/s", "faint"),
         ]

@@ -1,5 +1,6 @@
 """What a run of the benchmark found, as it is kept in JSON."""
 
+import json
 import os
 import platform
 from dataclasses import dataclass, field
@@ -52,9 +53,14 @@ def load(path: Path) -> Results:
 
 
 def save(results: Results, path: Path) -> None:
-    """As JSON, one line for each figure."""
+    """As JSON, one line for each figure, with no more digits than mean something."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_ADAPTER.dump_json(results, indent=1) + b"\n")
+    text = _ADAPTER.dump_json(results)
+    path.write_text(json.dumps(json.loads(text, parse_float=_rounded), indent=1, ensure_ascii=False) + "\n")
+
+
+def _rounded(text: str) -> float:
+    return round(float(text), 3)
 
 
 def _machine() -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Interleaved rounds: in each, every workload and every contender once, in an order that turns around."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from bench.contenders.contender import Contender
@@ -13,18 +14,18 @@ from bench.services import Services
 from bench.workloads import Workload
 from stack.errors import StackError
 
-SWEEP_WINDOW_S = 1.0
+SWEEP_WINDOW_S, SWEEP_WARM_S = 1.0, 0.3
 Say = Callable[[str], None]
 
 
 def available(workloads: Sequence[Workload], results: Results, say: Say) -> list[Workload]:
-    """The workloads with the contenders that can be had here; the others are named in `results.missing`."""
+    """The workloads with the contenders that can be had here; the others are named in `results.missing`.
+
+    Raises StackError for those that must not be missing.
+    """
     for name in dict.fromkeys(name for workload in workloads for name in workload.contenders):
-        try:
+        with _perhaps_without(name, results, say):
             CONTENDERS[name].prepare()
-        except StackError as error:
-            results.missing[name] = str(error).splitlines()[0]
-            say(f"without {name}: {error}")
     kept = [
         replace(workload, contenders=tuple(c for c in workload.contenders if c not in results.missing))
         for workload in workloads
@@ -33,36 +34,41 @@ def available(workloads: Sequence[Workload], results: Results, say: Say) -> list
 
 
 def run(workloads: Sequence[Workload], results: Results, services: Services, say: Say) -> None:
-    """Fill `results` round by round. Raises ContenderFailed; a peer that fails is left out instead."""
-    concurrency = _sweep(workloads, results, services, say)
+    """Fill `results` round by round. Raises ContenderFailed for those that must not be missing."""
+    best = _sweep(workloads, results, services, say)
     for number in range(results.rounds):
         for workload in workloads:
-            turn = workload.contenders if number % 2 == 0 else workload.contenders[::-1]
-            for name in turn:
-                if name in results.missing:
-                    continue
-                started = time.monotonic()
-                best = concurrency.get((workload.name, name), 0)
-                try:
-                    found = _measure(CONTENDERS[name], workload, services, best)
-                except StackError as error:
-                    if not CONTENDERS[name].is_peer:
-                        raise
-                    results.missing[name] = f"{workload.name}: {str(error).splitlines()[0]}"
-                    say(f"without {name}: {error}")
-                    continue
-                for row, figures in found.items():
-                    results.add(row, name, figures)
-                shown = "; ".join(_shown(row, figures) for row, figures in found.items())
-                say(
-                    f"round {number + 1} of {results.rounds}, {name}, {shown} ({time.monotonic() - started:.0f} s)"
-                )
+            for name in workload.contenders if number % 2 == 0 else workload.contenders[::-1]:
+                if name not in results.missing:
+                    concurrency = best.get((workload.name, name), workload.concurrency)
+                    with _perhaps_without(name, results, say):
+                        started = time.monotonic()
+                        found = _measure(CONTENDERS[name], workload, services, concurrency)
+                        for row, figures in found.items():
+                            results.add(row, name, figures)
+                        took = time.monotonic() - started
+                        shown = "; ".join(_shown(row, figures) for row, figures in found.items())
+                        say(f"round {number + 1} of {results.rounds}, {name}, {shown} ({took:.0f} s)")
 
 
-def _measure(contender: Contender, workload: Workload, services: Services, best: int) -> dict[str, Figures]:
+@contextmanager
+def _perhaps_without(name: str, results: Results, say: Say) -> Iterator[None]:
+    """Go on without a contender that fails, if that may be."""
+    try:
+        yield
+    except StackError as error:
+        if not CONTENDERS[name].may_be_missing:
+            raise
+        results.missing[name] = str(error).splitlines()[0]
+        say(f"without {name}: {error}")
+
+
+def _measure(
+    contender: Contender, workload: Workload, services: Services, concurrency: int
+) -> dict[str, Figures]:
     if workload.rates:
         return latency.measure(contender, workload, services)
-    return {workload.name: window.measure(contender, workload, services, best)}
+    return {workload.name: window.measure(contender, workload, services, concurrency)}
 
 
 def _sweep(
@@ -71,13 +77,13 @@ def _sweep(
     """Who does not choose a concurrency by itself gets the one at which it was fastest."""
     best = {}
     for workload in workloads:
+        short = replace(workload, window_s=SWEEP_WINDOW_S, warm_s=SWEEP_WARM_S)
         for name in workload.contenders:
-            contender = CONTENDERS[name]
-            short = replace(workload, window_s=SWEEP_WINDOW_S, warm_s=0.3)
-            rates = {
-                concurrency: window.measure(contender, short, services, concurrency).prompts_per_s
-                for concurrency in contender.sweep
-            }
+            rates: dict[int, float] = {}
+            with _perhaps_without(name, results, say):
+                for concurrency in () if workload.concurrency else CONTENDERS[name].sweep:
+                    figures = window.measure(CONTENDERS[name], short, services, concurrency)
+                    rates[concurrency] = figures.prompts_per_s
             if rates:
                 best[workload.name, name] = max(rates, key=lambda concurrency: rates[concurrency])
                 results.sweeps.setdefault(workload.name, {})[name] = {str(c): r for c, r in rates.items()}

@@ -76,6 +76,19 @@ def latency(results: Results) -> Table:
     return rows
 
 
+def sweeps(results: Results) -> Table:
+    """Prompts per second at each concurrency that was tried before the first round."""
+    tried = [
+        (row, name, rates) for row, contenders in results.sweeps.items() for name, rates in contenders.items()
+    ]
+    columns = sorted({concurrency for _, _, rates in tried for concurrency in rates}, key=int)
+    rows = [["at concurrency", *columns]]
+    for row, name, rates in tried:
+        cells = [f"{rates[c]:,.0f}" if c in rates else NOTHING for c in columns]
+        rows.append([f"{row}, {name}", *cells])
+    return rows
+
+
 def markdown(table: Table) -> str:
     """As Markdown; numbers to the right."""
     heading, *rows = table
@@ -103,6 +116,7 @@ def report(results: Results) -> str:
         if not row.startswith("latency"):
             parts.append(f"{row}\n{text(throughput(results, row))}")
     for title, table in (
+        ("tried before the first round, prompts/s", sweeps(results)),
         ("latency", latency(results)),
         (f"ratios, medians of {results.rounds} rounds", ratios(results)),
         (f"aims of {PROMPTBUS}", aims(results)),

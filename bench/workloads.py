@@ -15,6 +15,7 @@ SLOW_CAPACITY = SLOW_INSTANCES * 8 / (SLOW_MS / 1000)
 class Workload:
     """`records`: how many requests lie on the topic before anybody starts.
 
+    `concurrency`: of those that choose none; 0: they are tried at several before the first round.
     With `rates` (prompts per second) latency is measured instead of throughput, for `window_s` each.
     """
 
@@ -27,7 +28,9 @@ class Workload:
     prompt_bytes: int = 20
     max_tokens: int = 16
     rates: tuple[int, ...] = ()
+    concurrency: int = 0
     warm_s: float = 1.0
+    peer_window_s: float = 20.0
     with_peers: bool = False
 
     @property
@@ -49,19 +52,22 @@ EVERY = (
         "slow",
         "a model that takes 150 ms for a batch, in four instances: 213 prompts/s at most",
         (PERF_ANALYZER, BARE_LOOP, ONE_AT_A_TIME, PROMPTBUS),
-        window_s=6.0,
+        window_s=4.5,
         records=20_000,
         model=SLOW,
+        concurrency=2 * SLOW_INSTANCES,
         with_peers=True,
     ),
     Workload(
         "real",
-        "SmolLM2-135M, 16 tokens for each prompt",
+        "SmolLM2-135M, 8 tokens for each prompt",
         (BARE_LOOP, PROMPTBUS),
-        window_s=12.0,
+        window_s=8.0,
         records=3_000,
         model=REAL,
         prompt_bytes=60,
+        max_tokens=8,
+        concurrency=4,
     ),
     Workload(
         "1kb",

@@ -37,6 +37,7 @@ class Contender:
     """`prepare` installs what it needs, once; it raises StackError when that cannot be had.
 
     `sweep`: the concurrencies from which the best is chosen before the first round; none: it chooses by itself.
+    `may_be_missing`: if it cannot be had or fails here, the rest is measured without it.
     `reads_new_only_after`: it reads only records that come after this text stands in its log.
     """
 
@@ -48,5 +49,5 @@ class Contender:
     sweep: tuple[int, ...] = ()
     record: prompts.Make = prompts.request
     reads_new_only_after: str = ""
-    window_s: float | None = None
     is_peer: bool = False
+    may_be_missing: bool = False

@@ -66,6 +66,7 @@ CONTENDERS: dict[str, Contender] = {
             through_kafka=False,
             prepare=perf_analyzer.prepare,
             sweep=tuple(range(1, 9)),
+            may_be_missing=True,
         ),
         Contender(
             ONE_AT_A_TIME,

@@ -9,7 +9,6 @@ from bench.contenders.contender import Command, Contender, Place
 from stack.ports import free_ports
 
 PROGRAMS = Path(__file__).resolve().parents[1] / "peers"
-WINDOW_S = 20.0
 FASTSTREAM, QUIX, MLSERVER = "peer-faststream", "peer-quix", "peer-mlserver"
 
 
@@ -64,24 +63,24 @@ PEERS = (
         "a subscriber that answers one record at a time and does not wait for each publish's confirmation",
         partial(_faststream, "message"),
         prepare=partial(environments.install, FASTSTREAM, 50),
-        window_s=WINDOW_S,
         is_peer=True,
+        may_be_missing=True,
     ),
     Contender(
         "FastStream, batch of 8",
         "its batch subscriber, one call to Triton for up to 8 records",
         partial(_faststream, "batch"),
         prepare=partial(environments.install, FASTSTREAM, 50),
-        window_s=WINDOW_S,
         is_peer=True,
+        may_be_missing=True,
     ),
     Contender(
         "Quix Streams",
         "a streaming data frame whose function calls Triton",
         _quix,
         prepare=partial(environments.install, QUIX, 60),
-        window_s=WINDOW_S,
         is_peer=True,
+        may_be_missing=True,
     ),
     Contender(
         "MLServer's Kafka endpoint",
@@ -90,7 +89,7 @@ PEERS = (
         prepare=partial(environments.install, MLSERVER, 70),
         record=prompts.tensor_request,
         reads_new_only_after="Reading messages from consumer",
-        window_s=WINDOW_S,
         is_peer=True,
+        may_be_missing=True,
     ),
 )

@@ -34,7 +34,7 @@ class Look(NamedTuple):
 def measure(contender: Contender, workload: Workload, services: Services, concurrency: int = 0) -> Figures:
     """Start it, let it warm up, look, wait, look, stop it. Raises ContenderFailed."""
     place = services.place(workload, contender, concurrency)
-    window_s = contender.window_s or workload.window_s
+    window_s = workload.peer_window_s if contender.is_peer else workload.window_s
     idle = triton_counts.counts(services.triton_port, workload.model).prompts
     with running(contender, place, services) as run:
 

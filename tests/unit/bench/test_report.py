@@ -53,6 +53,16 @@ def test_a_contender_that_missed_a_round_gets_no_ratio() -> None:
     assert [row[0] for row in tables.ratios(made)] == ["ratio", "150 ms × 4: promptbus, share of capacity"]
 
 
+def test_sweeps_have_a_column_for_each_concurrency_that_anybody_tried() -> None:
+    made = results()
+    made.sweeps = {"instant": {"a": {"1": 10.0, "8": 1_234.0}, "b": {"2": 20.0}}}
+    assert tables.sweeps(made) == [
+        ["at concurrency", "1", "2", "8"],
+        ["instant, a", "10", "–", "1,234"],
+        ["instant, b", "–", "20", "–"],
+    ]
+
+
 def test_columns_line_up_on_the_terminal() -> None:
     lines = tables.text([["name", "n"], ["long name", "1"], ["÷", "1,000"]]).splitlines()
     assert lines == ["  name           n", "  long name      1", "  ÷          1,000"]
