@@ -11,10 +11,10 @@ SAY_EVERY_S = 5.0
 
 
 def fill(
-    bootstrap: str, topic: str, count: int, record: Callable[[int], Record], headers: list[tuple[str, str | bytes | None]],
+    bootstrap: str, topic: str, numbers: range, record: Callable[[int], Record], headers: list[tuple[str, str | bytes | None]],
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Publish records 0 to `count` - 1, and return when the broker has them all. Raises RuntimeError."""
+    """Publish the records of these numbers, and return when the broker has them all. Raises RuntimeError."""
     failures: list[str] = []
 
     def delivered(error: KafkaError | None, _message: Message) -> None:
@@ -36,7 +36,7 @@ def fill(
         }
     )
     next_word = time.monotonic() + SAY_EVERY_S
-    for number in range(count):
+    for done, number in enumerate(numbers):
         key, value = record(number)
         while True:
             try:
@@ -44,11 +44,13 @@ def fill(
                 break
             except BufferError:
                 producer.poll(0.05)
-        if number % 1000 == 0:
+        if done % 1000 == 0:
             producer.poll(0)
             if time.monotonic() > next_word:
-                say(f"{topic}: {number:,} of {count:,} records written")
+                say(f"{topic}: {done:,} of {len(numbers):,} records written")
                 next_word += SAY_EVERY_S
     left = producer.flush(120)
     if left or failures:
-        raise RuntimeError(f"{left + len(failures)} of {count} records were not written: {failures[:1]}")
+        raise RuntimeError(
+            f"{left + len(failures)} of {len(numbers)} records were not written: {failures[:1]}"
+        )

@@ -75,18 +75,18 @@ class Services:
             return known
         topic = self._topic("requests", PARTITIONS)
         self._say(f"{workload.name}: writing {workload.records:,} requests")
-        self.fill(topic, workload, record)
+        self.fill(topic, workload, record, range(workload.records))
         self._filled[workload.name, record] = topic
         return topic
 
-    def fill(self, topic: str, workload: Workload, record: prompts.Make) -> None:
-        """Write the workload's requests to a topic."""
+    def fill(self, topic: str, workload: Workload, record: prompts.Make, numbers: range) -> None:
+        """Write the requests of these numbers to a topic."""
         headers = [MODEL_HEADER] if record is prompts.tensor_request else []
         size, tokens = workload.prompt_bytes, workload.max_tokens
         backlog.fill(
             self.kafka.bootstrap,
             topic,
-            workload.records,
+            numbers,
             lambda number: record(number, size, tokens),
             headers,
             self._say,

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 from confluent_kafka import Message
@@ -11,6 +11,7 @@ from confluent_kafka import Message
 from bench import prompts
 from bench.contenders.contender import Contender
 from bench.measuring import triton_counts
+from bench.measuring.feeding import fed
 from bench.measuring.figures import Figures
 from bench.measuring.processes import cpu_s, peak_memory_mb
 from bench.measuring.run import ContenderFailed, Run, running
@@ -36,7 +37,8 @@ def measure(contender: Contender, workload: Workload, services: Services, concur
     place = services.place(workload, contender, concurrency)
     window_s = workload.peer_window_s if contender.is_peer else workload.window_s
     idle = triton_counts.counts(services.triton_port, workload.model).prompts
-    with running(contender, place, services) as run:
+    with ExitStack() as stack:
+        run = stack.enter_context(running(contender, place, services))
 
         def done() -> int:
             if contender.through_kafka:
@@ -49,10 +51,11 @@ def measure(contender: Contender, workload: Workload, services: Services, concur
 
         if contender.reads_new_only_after:
             run.wait_for("it reads", lambda: run.has_logged(contender.reads_new_only_after))
-            services.fill(place.requests, workload, contender.record)
+            stack.enter_context(fed(contender, workload, services, place))
         run.wait_for("the first answer", lambda: done() > 0)
         roles = run.roles
-        limit = workload.records if contender.through_kafka else float("inf")
+        has_backlog = contender.through_kafka and not contender.reads_new_only_after
+        limit = workload.records if has_backlog else float("inf")
         _wait(run, done, time.monotonic() + workload.warm_s, limit * WARM_SHARE)
         first = look()
         _wait(run, done, first.at + window_s, limit * DONE_SHARE)
