@@ -8,6 +8,7 @@ every answer, as a program does that has a use for them.
 
 import asyncio
 import itertools
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -24,10 +25,16 @@ OUTPUTS = [triton.InferRequestedOutput(name) for name in ("response", "tokens_us
 
 
 async def calls(
-    client: triton.InferenceServerClient, model: str, batches: Iterator[list[bytes]], max_tokens: int
+    client: triton.InferenceServerClient,
+    model: str,
+    batches: Iterator[list[bytes]],
+    max_tokens: int,
+    stopping: asyncio.Event,
 ) -> None:
-    """One call after the other, for ever."""
+    """One call after the other, until it is to stop."""
     for batch in batches:
+        if stopping.is_set():
+            return
         rows = len(batch)
         inputs = [
             tensor("prompt", "BYTES", np.array(batch, dtype=np.object_).reshape(rows, 1)),
@@ -42,11 +49,15 @@ async def calls(
 
 
 async def main(url: str, model: str, concurrency: int, size: int, max_tokens: int) -> None:
-    """Until it is killed."""
+    """Until SIGTERM; calls in flight are finished, so that nobody after it finds Triton busy with them."""
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     texts = [prompts.prompt(number, size).encode() for number in range(PREPARED)]
     batches = itertools.cycle([texts[start : start + BATCH] for start in range(0, PREPARED, BATCH)])
     async with triton.InferenceServerClient(url, conn_limit=concurrency) as client:
-        await asyncio.gather(*(calls(client, model, batches, max_tokens) for _ in range(concurrency)))
+        await asyncio.gather(
+            *(calls(client, model, batches, max_tokens, stopping) for _ in range(concurrency))
+        )
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def running(contender: Contender, place: Place, services: Services) -> Iterator[
     try:
         yield run
     finally:
-        if contender.through_kafka and not contender.is_peer:
-            run.process.stop()
-        else:
+        if contender.is_peer:
             run.process.kill()
+        else:
+            run.process.stop()
