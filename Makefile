@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 # Settings of a cluster of yours must not leak into tests and local servers.
-CLEAN_ENV := env $$(env | sed -n 's/^\(\(KAFKA\|TRITON\)_[A-Za-z0-9_]*\)=.*/-u \1/p')
+CLEAN_ENV := env $$(env | sed -n 's/^\(\(KAFKA\|TRITON\|OTEL\)_[A-Za-z0-9_]*\)=.*/-u \1/p')
 
 # It measures, so nothing may run beside it.
 ALONE := tests/integration/test_throughput.py

@@ -13,7 +13,7 @@ COMPILE = (
     *("pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"),
     *("--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command", "make lock"),
 )
-_EXTRAS = ("--extra", "worker", "--extra", "top")
+_EXTRAS = ("--extra", "worker", "--extra", "top", "--extra", "tracing")
 # The packages of users' environments follow dev.txt, so that what is tested is what is shipped.
 FILES: dict[str, tuple[str, ...]] = {
     "dev": ("pyproject.toml", *_EXTRAS, "--group", "dev"),

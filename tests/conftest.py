@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 # A shell's background job ignores SIGINT, and so would every process that a test starts and then interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Traces of tests are nobody's business, and every process that a test starts has this environment.
+for name in [name for name in os.environ if name.startswith("OTEL_")]:
+    del os.environ[name]

@@ -18,13 +18,14 @@ from collections.abc import Callable, Sequence
 
 from confluent_kafka import Message
 
+from promptbus import tracing
 from promptbus.errors import ClientClosed, ForkedClient, NotAllowed, PromptBusError
 from promptbus.kafka_errors import LOG, NOT_ALLOWED, ConnectionNotes, describe
 from promptbus.messages import InvalidReply, Reply, decode_reply
 from promptbus.messages.headers import REQUEST_ID
 from promptbus.pending import PendingReplies, ReplyFuture
 from promptbus.reply_reader import ReplyReader
-from promptbus.request_writer import Header, RequestWriter
+from promptbus.request_writer import Header, QueueFull, RequestWriter
 from promptbus.settings import KafkaSettings
 from promptbus.topic_reader import record_headers
 
@@ -131,6 +132,7 @@ class Exchange:
         self._pending.add(future)
 
         def delivered(error: PromptBusError | None) -> None:
+            future.sending.acknowledged(error)
             if error is None:
                 future.acknowledged = True
             elif self._pending.forget(future):
@@ -138,11 +140,13 @@ class Exchange:
 
         publish = writer.publish_waiting if wait_for_room else writer.publish
         try:
-            publish(
-                value, headers=[(REQUEST_ID, request_id.encode()), *headers], key=key, delivered=delivered
-            )
+            future.sending = sending = tracing.send(self.request_topic, request_id, headers)
+            own = [(REQUEST_ID, request_id.encode()), *headers, *sending.headers]
+            publish(value, headers=own, key=key, delivered=delivered)
         except BaseException as error:
             self._pending.forget(future)
+            if isinstance(error, Exception) and not isinstance(error, QueueFull):  # that is tried again
+                future.sending.acknowledged(error)
             if self._closed is not None and isinstance(
                 error, RuntimeError
             ):  # closed meanwhile, by another thread
@@ -223,10 +227,12 @@ class Exchange:
                     )
                 )
             return
-        future = self._pending.take(record_headers(message))
+        headers = record_headers(message)
+        future = self._pending.take(headers)
         if future is None:
             return
         future.value = message.value()
+        future.sending.answered(self.reply_topic, future.request_id, headers or ())
         try:
             reply = self._decode(future.value)
         except InvalidReply as problem:

@@ -18,6 +18,7 @@ from itertools import islice
 from promptbus.errors import DuplicateRequestId, ReplyTimeout
 from promptbus.messages import Headers, Reply
 from promptbus.messages.headers import REPLY_ID, REQUEST_ID
+from promptbus.tracing import NOT_TRACED
 
 REMEMBERED = 10_000  # ids of replies seen
 
@@ -34,6 +35,7 @@ class ReplyFuture(Future[Reply]):
         """Whether Kafka has acknowledged the request."""
         self.value: bytes | None = None
         """The reply as it was on the topic, once there is one."""
+        self.sending = NOT_TRACED
 
     def timed_out(self) -> ReplyTimeout:
         """The error for this request after its time-out."""
