@@ -15,7 +15,7 @@ from urllib.parse import quote
 import orjson
 
 from promptbus_worker.http_protocol import Answer, Pool
-from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row
+from promptbus_worker.model import CALL_TRACEPARENT, BadRow, Inputs, ModelSpec, Row
 from promptbus_worker.outcomes import CallError, CallFailure, failure_of_status
 from promptbus_worker.tensors import OUTPUTS, UnreadableOutput, rows_of
 
@@ -137,7 +137,11 @@ class BinaryInference:
                 parts.append(_LENGTH.pack(len(value)))
                 parts.append(value)
             sizes.append(size)
-        parts[0] = template.head % (template.fixed_size + sum(sizes), *sizes)
+        head = template.head % (template.fixed_size + sum(sizes), *sizes)
+        traceparent = CALL_TRACEPARENT.get()
+        if traceparent is not None:
+            head = head.replace(b"\r\n", b"\r\ntraceparent: %b\r\n" % traceparent, 1)
+        parts[0] = head
         return b"".join(parts)
 
     def _template(self, spec: ModelSpec, size: int, names: tuple[str, ...]) -> _Template:

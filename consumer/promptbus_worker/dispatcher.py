@@ -29,6 +29,7 @@ from promptbus_worker.reception import Reception
 from promptbus_worker.record import Pending, Phase, Record
 from promptbus_worker.replies import Replies
 from promptbus_worker.runner import Runner, unanswered
+from promptbus_worker.tracing import OFF, Tracing
 
 if TYPE_CHECKING:
     from promptbus_worker.metrics import Metrics
@@ -83,6 +84,7 @@ class Dispatcher:
         limiters: Mapping[str, Limiter],
         ordered: bool = False,
         timeout_s: float,
+        tracing: Tracing = OFF,
         clock: Clock,
         wall_clock: Clock,
     ) -> None:
@@ -91,6 +93,7 @@ class Dispatcher:
         self._replies = replies
         self._intake = intake
         self._metrics = metrics
+        self._tracing = tracing
         self._limiters = limiters
         self._running = dict.fromkeys(limiters, 0)  # batches in flight
         self._clock = clock
@@ -124,6 +127,7 @@ class Dispatcher:
             metrics=metrics,
             on_stop=on_stop,
             timeout_s=timeout_s,
+            tracing=tracing,
             clock=clock,
         )
         self._in_flight: dict[asyncio.Task[None], Batch] = {}
@@ -159,6 +163,7 @@ class Dispatcher:
         self._leaving.difference_update(ownerships)
         self._batcher.drop(lambda request: not request.record.ownership.live)
         self._reception.forget(ownerships)
+        self._tracing.forget()
         self._note_idle()
 
     def drain(self, ownerships: Sequence[Ownership]) -> None:
@@ -363,6 +368,7 @@ class Dispatcher:
         for request in requests:
             request.phase = Phase.DROPPED
         if requests:
+            self._tracing.given_back(requests)
             self._intake.released([request.record for request in requests])
 
     def _expired(self, request: Pending) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 TensorValue = bytes | int | float | bool
 Inputs = Mapping[str, TensorValue]
 """One request's inputs by tensor name. BYTES tensors hold bytes."""
+
+CALL_TRACEPARENT: ContextVar[bytes | None] = ContextVar("call_traceparent", default=None)
+"""The trace context of the call that the current task makes, for Triton to go on with (`tracing`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from promptbus_worker.replies import Replies
 from promptbus_worker.reply_records import ReplyRecords
 from promptbus_worker.settings import Settings
 from promptbus_worker.startup import Surroundings
+from promptbus_worker.tracing import OFF, Tracing
 from promptbus_worker.worker_process import Exit
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Path:
         surroundings: Surroundings,
         metrics: Metrics,
         on_stop: Callable[[Exit, str], None],
+        tracing: Tracing = OFF,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_stop = on_stop
@@ -100,6 +102,7 @@ class Path:
             on_settled=self._settled,
             on_stop=self._stop,
             must_wait=lambda: self.dispatcher.must_poll_first(),
+            tracing=tracing,
             clock=time.monotonic,
             wall_clock=time.time,
         )
@@ -119,6 +122,7 @@ class Path:
             limiters=limiters,
             ordered=settings.worker_ordering == "key",
             timeout_s=settings.triton_timeout_s,
+            tracing=tracing,
             clock=time.monotonic,
             wall_clock=time.time,
         )

@@ -32,6 +32,7 @@ from promptbus_worker.model import Row
 from promptbus_worker.outcomes import sentence
 from promptbus_worker.record import Pending, Phase, Record, Rejection, about
 from promptbus_worker.reply_records import SMALLEST_LIMIT, Outgoing, ReplyRecords
+from promptbus_worker.tracing import OFF, Tracing
 
 if TYPE_CHECKING:
     from promptbus_worker.metrics import Metrics
@@ -89,6 +90,7 @@ class Replies:
         on_settled: Callable[[list[Record]], None],
         on_stop: Callable[[str, bool], None],
         must_wait: Callable[[], bool],
+        tracing: Tracing = OFF,
         clock: Clock,
         wall_clock: Clock,
     ) -> None:
@@ -102,6 +104,7 @@ class Replies:
         self._on_settled = on_settled
         self._on_stop = on_stop
         self._must_wait = must_wait
+        self._tracing = tracing
         self._clock = clock
         self._wall_clock = wall_clock
         self.in_bulk = False
@@ -160,6 +163,7 @@ class Replies:
         self, request: Pending, code: ErrorCode, message: str | None = None, *, is_request: bool = True
     ) -> None:
         """Write an error reply, and a dead letter if the code says so or the record is no request at all."""
+        self._tracing.begin((request,))
         outgoing = [self._records.error(request, code, message or sentence(code), self._timings(request))]
         if code.dead_lettered or not is_request:
             outgoing.append(self._records.dead_letter(request, code))
@@ -351,5 +355,6 @@ class Replies:
     def _settle(self) -> None:
         if self._settled:
             settled, self._settled = self._settled, []
+            self._tracing.settled(settled)
             count_settled(self._metrics, settled, now=self._clock(), wall_ms=self._wall_clock() * 1000)
             self._on_settled([request.record for request in settled])

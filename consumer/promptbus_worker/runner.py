@@ -24,6 +24,7 @@ from promptbus_worker.outcomes import VERDICTS, Action, CallError, CallFailure, 
 from promptbus_worker.record import Pending, Phase, about
 from promptbus_worker.redaction import ServerText
 from promptbus_worker.replies import Replies
+from promptbus_worker.tracing import OFF, Tracing
 
 if TYPE_CHECKING:
     from promptbus_worker.metrics import Metrics
@@ -100,6 +101,7 @@ class Runner:
         metrics: Metrics,
         on_stop: Callable[[str], None],
         timeout_s: float,
+        tracing: Tracing = OFF,
         clock: Clock,
     ) -> None:
         """`specs` is written here when a model was read again; `timeout_s`: the longest a call may take."""
@@ -113,6 +115,7 @@ class Runner:
         self._replies = replies
         self._traffic = traffic
         self._metrics = metrics
+        self._tracing = tracing
         self._on_stop = on_stop
         self._timeout_s = timeout_s
         self._clock = clock
@@ -261,7 +264,8 @@ class Runner:
 
     async def _call(self, model: str, part: list[Pending], call: _Call) -> tuple[str, list[Row | BadRow]]:
         timeout_s = min(self._timeout_s, self._time_left(part, call.began))
-        answer = await self._infer(model, [request.inputs for request in part], timeout_s)
+        with self._tracing.call(model, part):
+            answer = await self._infer(model, [request.inputs for request in part], timeout_s)
         elapsed = self._clock() - call.began
         for request in part:
             request.inference_s = elapsed

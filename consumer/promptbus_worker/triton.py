@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from promptbus_worker.binary_infer import RESERVED_HEADERS, BinaryInference
 from promptbus_worker.http_protocol import BrokenConnection, NotConnected, Pool
-from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec, TensorValue
+from promptbus_worker.model import CALL_TRACEPARENT, BadRow, Inputs, ModelSpec, Row, TensorSpec, TensorValue
 from promptbus_worker.model_metadata import describe
 from promptbus_worker.outcomes import CallError, CallFailure, failure_of_status
 from promptbus_worker.tensors import decode, encode, requested_outputs
@@ -162,12 +162,14 @@ class TritonClient:
             raise CallError(
                 CallFailure.BAD_REQUEST, f"the batch does not fit the model's inputs: {_text(error)}"
             ) from error
+        traceparent = CALL_TRACEPARENT.get()
+        traced = {"traceparent": traceparent.decode()} if traceparent is not None else {}
         result = await self._client.infer(
             spec.name,
             inputs,
             model_version=spec.version,
             outputs=self._requested(spec),
-            headers=self._headers.copy(),  # tritonclient adds to it
+            headers=self._headers | traced,  # a copy: tritonclient adds to it
         )
         try:
             return decode(result, len(batch))

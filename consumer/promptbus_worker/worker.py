@@ -23,7 +23,7 @@ from contextlib import suppress
 import uvloop
 
 from promptbus.settings import load
-from promptbus_worker import kafka, logs
+from promptbus_worker import kafka, logs, tracing
 from promptbus_worker.heartbeat import DRAINING, SLOT_VARIABLE, Heartbeat, HeartbeatWriter
 from promptbus_worker.metrics import Metrics
 from promptbus_worker.model import InferenceClient
@@ -39,6 +39,8 @@ log = logging.getLogger("promptbus_worker.worker")  # it runs as __main__
 
 TICK_S = 0.1
 HEARTBEAT_EVERY_TICKS = 5
+FLUSH_S = 1.5
+"""For the last spans, after the drain; the supervisor waits a little longer than both."""
 
 
 class Worker:
@@ -49,6 +51,7 @@ class Worker:
         self._name = f"{settings.instance}-{slot}"
         self._heartbeats = heartbeats
         self._metrics = Metrics(settings.models)
+        self._tracing = tracing.from_environment(os.environ, name=self._name, group=settings.kafka_group_id)
         self._stopping = asyncio.Event()
         self._exit = Exit.DRAINED
         self._reason: str | None = None
@@ -74,6 +77,7 @@ class Worker:
             with suppress(asyncio.CancelledError):
                 await ticker
             await triton.close()
+            await asyncio.to_thread(self._tracing.close, FLUSH_S)
         return self._exit
 
     async def _surroundings(self, triton: InferenceClient) -> Surroundings | None:
@@ -96,7 +100,9 @@ class Worker:
             return None
 
     async def _serve(self, triton: InferenceClient, surroundings: Surroundings) -> None:
-        path = self._path = Path(self._settings, self._name, triton, surroundings, self._metrics, self.stop)
+        path = self._path = Path(
+            self._settings, self._name, triton, surroundings, self._metrics, self.stop, self._tracing
+        )
         await asyncio.to_thread(path.connect)
         path.start()
         log.info("consuming", extra={"topic": self._settings.kafka_request_topic})

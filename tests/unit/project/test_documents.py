@@ -23,6 +23,7 @@ DOCUMENTS = [
     "docs/dashboards.md",
     "docs/faults.md",
     "docs/metrics.md",
+    "docs/traces.md",
     "docs/runbook.md",
     "models/README.md",
 ]

@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from promptbus_worker.model import ModelSpec, Row
+from promptbus_worker.model import CALL_TRACEPARENT, ModelSpec, Row
 from promptbus_worker.outcomes import DETAIL_CHARS, CallError, CallFailure
 from promptbus_worker.triton import PROBE_S, Transport, TritonClient
 from tests.unit.triton import faults
@@ -216,6 +216,17 @@ async def test_headers_go_with_every_call_and_only_as_given(
         assert request.headers["accept-encoding"] == "identity"
     assert headers == {"Authorization": "Bearer s3cret", "X-Tenant": "a"}
     assert "inference-header-content-length" not in triton.received[1].headers
+
+
+async def test_a_traced_call_tells_triton_its_context_and_others_do_not(
+    triton: ScriptedTriton, client: TritonClient, spec: ModelSpec
+) -> None:
+    context = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    token = CALL_TRACEPARENT.set(context)
+    await answered(client, spec, "traced")
+    CALL_TRACEPARENT.reset(token)
+    await answered(client, spec, "not traced")
+    assert [call.headers.get("traceparent") for call in triton.calls] == [context.decode(), None]
 
 
 async def test_calls_beyond_the_connection_limit_wait_within_their_own_timeout(

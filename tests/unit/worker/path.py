@@ -23,6 +23,7 @@ from promptbus_worker.outcomes import CallError, CallFailure
 from promptbus_worker.record import Record
 from promptbus_worker.replies import DeliveryError, Replies
 from promptbus_worker.reply_records import ReplyRecords
+from promptbus_worker.tracing import OFF, Tracing
 from tests.unit.worker.virtual_time import loop
 
 SPEC = ModelSpec(
@@ -212,6 +213,7 @@ class Path:
     linger_s: float = 0.0
     max_bytes: int = 1 << 20
     timeout_s: float = 30.0
+    tracing: Tracing = OFF
     limits: dict[str, int] = field(
         default_factory=lambda: {"results": 1 << 20, "dead": 1 << 20, "other": 1 << 20}
     )
@@ -245,6 +247,7 @@ class Path:
             on_settled=self._settled,
             on_stop=self._stop,
             must_wait=lambda: self.dispatcher.must_poll_first(),
+            tracing=self.tracing,
             clock=loop().time,
             wall_clock=loop().time,
         )
@@ -263,6 +266,7 @@ class Path:
             limiters={"gpt4_nano": self.limiter},
             ordered=self.ordered,
             timeout_s=self.timeout_s,
+            tracing=self.tracing,
             clock=loop().time,
             wall_clock=loop().time,
         )
