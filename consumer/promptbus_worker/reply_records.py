@@ -23,7 +23,8 @@ from promptbus.messages import (
 from promptbus_worker.model import Row
 from promptbus_worker.record import Pending
 
-_SURELY_ENOUGH = 1024  # the batch's own header, all lengths of the record, and the headers that every reply has
+# The batch's own header, all lengths of the record, and the headers that every reply has.
+_SURELY_ENOUGH = 1024
 _OWN_HEADERS = 3  # ids and status: 400 bytes at most
 SMALLEST_LIMIT = 2_048
 """A topic that takes no record of this many bytes cannot hold an error reply."""
