@@ -1,77 +1,20 @@
-"""The overview dashboard: what an operator reads first, and what each thing asks for.
-
-`python -m grafana.overview` writes dashboards/overview.json; `--check` says whether it is current.
-"""
+"""The overview: what an operator reads first, and what each thing asks for."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-from grafana_foundation_sdk.builders import dashboard
-from grafana_foundation_sdk.models.dashboard import (
-    DashboardCursorSync,
-    VariableOption,
-    VariableRefresh,
-    VariableSort,
+from grafana.board import Board
+from grafana.panels import Graph, Query, Row, Scenario, Stat
+from grafana.queries import (
+    CODE_COLORS,
+    RESULT_COLORS,
+    RETRY_COLORS,
+    mean,
+    per_minute,
+    per_second,
+    quantile,
+    triton,
+    worker,
 )
-
-from grafana.panels import DATASOURCE, Graph, Query, Row, Scenario, Stat, add_rows, as_json
-
-FILE = Path(__file__).resolve().parent / "dashboards" / "overview.json"
-ALL = VariableOption(selected=True, text=["All"], value=["$__all"])
-
-# Red: ours to mend. Orange and yellow: what the request asked for, or its deadline.
-CODE_COLORS = {
-    "ok": "green",
-    "invalid_request": "light-yellow",
-    "too_large": "yellow",
-    "model_not_found": "dark-yellow",
-    "expired": "light-orange",
-    "unavailable": "dark-orange",
-    "inference_timeout": "light-red",
-    "model_error": "red",
-    "bad_model_output": "dark-red",
-    "reply_too_large": "light-purple",
-    "internal": "purple",
-}
-RETRY_COLORS = {"overloaded": "yellow", "timeout": "orange", "connection": "red", "bisect": "blue"}
-RESULT_COLORS = {
-    "ok": "green",
-    "model_error": "red",
-    "timeout": "orange",
-    "overloaded": "yellow",
-    "connection": "dark-red",
-    "bad_output": "purple",
-}
-
-
-def worker(name: str, extra: str = "") -> str:
-    """A selector of one of our metrics, of the chosen workers."""
-    return f'promptbus_{name}{{job=~"$job", instance=~"$instance"{extra}}}'
-
-
-def triton(name: str, extra: str = "") -> str:
-    """A selector of one of Triton's metrics."""
-    return f'nv_{name}{{job=~"$triton"{extra}}}'
-
-
-def per_second(selector: str, by: str = "") -> str:
-    return f"sum{f' by ({by}) ' if by else ''}(rate({selector}[$__rate_interval]))"
-
-
-def per_minute(selector: str, by: str = "") -> str:
-    """For what is rare."""
-    return f"60 * {per_second(selector, by)}"
-
-
-def quantile(q: float, histogram: str) -> str:
-    return f"histogram_quantile({q}, {per_second(worker(histogram + '_bucket'), 'le')})"
-
-
-def mean(numerator: str, denominator: str, scale: str = "") -> str:
-    return f"{per_second(numerator)} / {per_second(denominator)}{scale}"
-
 
 ANSWERED = per_second(worker("requests_total"))
 ANSWERED_OK = per_second(worker("requests_total", ', code="ok"'))
@@ -101,6 +44,7 @@ FIRST = Row(
                 2: ("NOT ANSWERING", "red"),
                 3: ("NO WORKER", "red"),
             },
+            alerts=["PromptbusNoWorkers", "PromptbusNotScraped"],
         ),
         Stat(
             "Answered",
@@ -118,6 +62,7 @@ FIRST = Row(
             Query(f"max({worker('lag_seconds')})", "oldest", Scenario.TRITON_DOWN),
             "s",
             [(None, "green"), (10, "orange"), (60, "red")],
+            alerts=["PromptbusRequestsWait"],
         ),
         Stat(
             "Time to drain",
@@ -127,6 +72,7 @@ FIRST = Row(
             "s",
             [(None, "green"), (300, "orange"), (1800, "red")],
             beyond=(1e9, "NOT SHRINKING", "red"),
+            alerts=["PromptbusNotCatchingUp"],
         ),
         Stat(
             "Failing",
@@ -137,6 +83,7 @@ FIRST = Row(
             [(None, "green"), (0.01, "orange"), (0.05, "red")],
             decimals=1,
             sparkline=True,
+            alerts=["PromptbusFailingFast", "PromptbusFailingSlowly"],
         ),
         Stat(
             "Dead letters",
@@ -145,6 +92,7 @@ FIRST = Row(
             Query(f"round(sum(increase({worker('dead_letters_total')}[$__range])))", "dead letters"),
             "short",
             [(None, "green"), (1, "orange")],
+            alerts=["PromptbusDeadLetters"],
         ),
         Stat(
             "Calls to Triton",
@@ -164,6 +112,7 @@ FIRST = Row(
                 2: ("SLOWED", "red"),
                 3: ("HELD BACK", "red"),
             },
+            alerts=["PromptbusBreakerOpen", "PromptbusMostlyDeadLetters"],
         ),
         Stat(
             "Workers",
@@ -172,6 +121,7 @@ FIRST = Row(
             Query(f"sum({worker('workers')}) or vector(0)", "workers"),
             "short",
             [(None, "red"), (1, "green")],
+            alerts=["PromptbusNoWorkers"],
         ),
     ],
 )
@@ -321,6 +271,7 @@ FAILURES = Row(
             reach=0.01,
             bars=True,
             stacked=True,
+            alerts=["PromptbusFailingFast", "PromptbusFailingSlowly"],
         ),
         Graph(
             "Dead letters per minute, by code",
@@ -331,6 +282,7 @@ FAILURES = Row(
             reach=1,
             bars=True,
             stacked=True,
+            alerts=["PromptbusDeadLetters"],
         ),
         Graph(
             "Retries, by reason",
@@ -362,6 +314,7 @@ CALLS = Row(
             "short",
             RESULT_COLORS,
             stacked=True,
+            alerts=["PromptbusTritonFailing"],
         ),
         Graph(
             "Breaker and paused partitions",
@@ -434,6 +387,7 @@ TRITON = Row(
             "short",
             reach=1,
             right=["calls queued"],
+            alerts=["PromptbusTritonNotScraped"],
         ),
         Graph(
             "Triton's machine",
@@ -470,6 +424,7 @@ WORKERS = Row(
             ],
             "short",
             reach=1,
+            alerts=["PromptbusRestartLoop"],
         ),
         Graph(
             "Memory per worker process",
@@ -481,6 +436,7 @@ WORKERS = Row(
                 )
             ],
             "bytes",
+            alerts=["PromptbusMemory"],
         ),
         Graph(
             "Commits and rebalances",
@@ -499,68 +455,13 @@ WORKERS = Row(
             {"commits ok": "green"},
             reach=1,
             right=["rebalances per minute"],
+            alerts=["PromptbusCommitsStalled"],
         ),
     ],
 )
 
-ROWS = (FIRST, TRAFFIC, BACKLOG, WORK, FAILURES, CALLS, TRITON, WORKERS)
-
-
-def overview() -> str:
-    """The dashboard's JSON."""
-    made = (
-        dashboard.Dashboard("promptbus: overview")
-        .uid("promptbus-overview")
-        .description("Prompts on Kafka, answered by Triton: is it working, and if not, where to look.")
-        .tags(["promptbus"])
-        .timezone("browser")
-        .time("now-1h", "now")
-        .refresh("10s")
-        .annotations([])
-        .tooltip(DashboardCursorSync.CROSSHAIR)
-        .variables(
-            [
-                dashboard.DatasourceVariable("datasource")
-                .label("Data source")
-                .type("prometheus")
-                .current(VariableOption(selected=True, text="Prometheus", value="prometheus")),
-                _labels("job", "Workers' job", "label_values(promptbus_workers, job)"),
-                _labels("instance", "Instance", 'label_values(promptbus_workers{job=~"$job"}, instance)'),
-                _labels("triton", "Triton's job", "label_values(nv_inference_count, job)"),
-            ]
-        )
-    )
-    add_rows(made, ROWS)
-    return as_json(made)
-
-
-def _labels(name: str, label: str, query: str) -> dashboard.QueryVariable:
-    """A variable filled by a query, so that it does not matter what a Prometheus calls its jobs; all at first."""
-    return (
-        dashboard.QueryVariable(name)
-        .label(label)
-        .datasource(DATASOURCE)
-        .query(query)
-        .current(ALL)
-        .multi(True)
-        .include_all(True)
-        .all_value(".*")
-        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
-        .sort(VariableSort.NATURAL_ASC)
-    )
-
-
-def main(arguments: list[str]) -> int:
-    text = overview()
-    if "--check" in arguments:
-        if not FILE.exists() or FILE.read_text() != text:
-            print(f"{FILE.name} is not current: run `python -m grafana.overview`", file=sys.stderr)
-            return 1
-        return 0
-    FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+OVERVIEW = Board(
+    "overview",
+    "Prompts on Kafka, answered by Triton: is it working, and if not, where to look.",
+    (FIRST, TRAFFIC, BACKLOG, WORK, FAILURES, CALLS, TRITON, WORKERS),
+)

@@ -6,13 +6,12 @@ and demands it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
-from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, text, timeseries
+from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.common import (
     BigValueColorMode,
     BigValueGraphMode,
@@ -27,6 +26,8 @@ from grafana_foundation_sdk.models.common import (
     VisibilityMode,
 )
 from grafana_foundation_sdk.models.dashboard import (
+    DashboardLink,
+    DashboardLinkType,
     DashboardRangeMapOptions,
     DynamicConfigValue,
     FieldColorModeId,
@@ -38,6 +39,9 @@ from grafana_foundation_sdk.models.dashboard import (
     ValueMapping,
     ValueMappingResult,
 )
+from grafana_foundation_sdk.models.text import TextMode
+
+from grafana.sections import address
 
 DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 GRID_COLUMNS = 24
@@ -54,14 +58,16 @@ class Scenario(StrEnum):
 
     UNDER_LOAD = "under load, some prompts failing"
     WORKER_KILLED = "a worker process was killed"
+    MODEL_DEAD = "Triton runs, the processes of its model are dead"
     TRITON_DOWN = "Triton is down"
     CATCHING_UP = "Triton is back and the backlog shrinks"
+    WORKER_FROZEN = "a worker process was frozen for longer than its session"
     DEAD_LETTERS = "most prompts become dead letters"
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """`legend` may hold {{label}}. `color`: of the line, if its legend is a plain text; `limit`: it is one, dashed."""
+    """`legend` may hold {{label}}. `color`: of its line, or of all its lines; `limit`: it is one, dashed."""
 
     expr: str
     legend: str
@@ -75,7 +81,8 @@ class Stat:
     """One number. `steps`: from which value on which colour. `names`: values that have a text and a colour instead.
 
     `beyond`: from a value on (infinity too), a text and a colour. `sparkline`: with its past behind it; such a query
-    has to have a value always, for Grafana shows the last one there was, however old.
+    has to have a value always, for Grafana shows the last one there was, however old. `alerts`: links to their
+    sections of the runbook.
     """
 
     title: str
@@ -87,6 +94,7 @@ class Stat:
     beyond: tuple[float, str, str] | None = None
     sparkline: bool = False
     decimals: int | None = None
+    alerts: Sequence[str] = ()
 
     @property
     def queries(self) -> Sequence[Query]:
@@ -102,9 +110,11 @@ class Stat:
             .with_target(_target(self.query, "A", instant=not self.sparkline))
             .thresholds(_thresholds(self.steps))
             .mappings(self._mappings())
+            .no_value("-")
             .color_mode(BigValueColorMode.BACKGROUND)
             .graph_mode(BigValueGraphMode.AREA if self.sparkline else BigValueGraphMode.NONE)
             .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields(""))
+            .links(_runbook_links(self.alerts))
         )
         if self.decimals is not None:
             made.decimals(self.decimals)
@@ -131,7 +141,7 @@ class Graph:
 
     `colors`: by legend, where a legend holds {{label}}. `right`: legends with an axis of their own. `log`: powers of
     ten on the axis, for what is milliseconds on a good day and hours on a bad one. `reach`: the least that the axis
-    goes up to, so that zeros lie at the bottom of something small.
+    goes up to, so that zeros lie at the bottom of something small. `alerts`: links to their sections of the runbook.
     """
 
     title: str
@@ -146,6 +156,7 @@ class Graph:
     reach: float | None = None
     maximum: float | None = None
     decimals: int | None = None
+    alerts: Sequence[str] = ()
 
     def builder(self) -> timeseries.Panel:
         made = (
@@ -176,9 +187,10 @@ class Graph:
                 .sort(SortOrder.DESCENDING)
                 .hide_zeros(self.stacked)
             )
+            .links(_runbook_links(self.alerts))
         )
         for index, query in enumerate(self.queries):
-            made.with_target(_target(query, chr(ord("A") + index)))
+            made.with_target(_target(query, _ref(index)))
         if self.log:
             made.scale_distribution(common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10))
         else:
@@ -189,9 +201,12 @@ class Graph:
             made.max(self.maximum)
         if self.decimals is not None:
             made.decimals(self.decimals)
-        for query in self.queries:
-            if query.color:
-                made.override_by_name(query.legend, [_fixed(query.color), *(_DASHED if query.limit else ())])
+        for index, query in enumerate(self.queries):
+            properties = [_fixed(query.color), *(_DASHED if query.limit else ())]
+            if query.color and "{{" in query.legend:
+                made.override_by_query(_ref(index), properties)
+            elif query.color:
+                made.override_by_name(query.legend, properties)
         for legend, color in self.colors.items():
             made.override_by_name(legend, [_fixed(color)])
         for legend in self.right:
@@ -200,16 +215,43 @@ class Graph:
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """Markdown. `height` in rows of the grid."""
+
+    title: str
+    content: str
+    height: int
+    queries: Sequence[Query] = ()
+
+    def builder(self) -> text.Panel:
+        return text.Panel().title(self.title).mode(TextMode.MARKDOWN).content(self.content)
+
+
+Panel = Stat | Graph | Text
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """Panels beside each other, equally wide. Without a title they follow what is above."""
 
     title: str
-    panels: Sequence[Stat | Graph]
+    panels: Sequence[Panel]
+
+
+def _ref(index: int) -> str:
+    return chr(ord("A") + index)
 
 
 def _target(query: Query, ref: str, instant: bool = False) -> prometheus.Dataquery:
     made = prometheus.Dataquery().expr(query.expr).legend_format(query.legend).ref_id(ref)
     return made.instant() if instant else made.range()
+
+
+def _runbook_links(alerts: Sequence[str]) -> list[Builder[DashboardLink]]:
+    return [
+        dashboard.DashboardLink(f"Runbook: {alert}").type(DashboardLinkType.LINK).url(address(alert))
+        for alert in alerts
+    ]
 
 
 def _fixed(color: str) -> DynamicConfigValue:
@@ -224,6 +266,16 @@ def _thresholds(steps: Sequence[tuple[float | None, str]]) -> dashboard.Threshol
     )
 
 
+def _height(panel: Panel) -> int:
+    match panel:
+        case Stat():
+            return STAT_HEIGHT
+        case Graph():
+            return GRAPH_HEIGHT
+        case Text():
+            return panel.height
+
+
 def add_rows(made: dashboard.Dashboard, rows: Sequence[Row]) -> None:
     """Lay the rows out from top to bottom and number the panels."""
     top, number = 0, 1
@@ -232,14 +284,9 @@ def add_rows(made: dashboard.Dashboard, rows: Sequence[Row]) -> None:
             made.with_row(dashboard.Row(row.title).id(number).grid_pos(GridPos(1, GRID_COLUMNS, 0, top)))
             top, number = top + 1, number + 1
         width = GRID_COLUMNS // len(row.panels)
-        height = max(STAT_HEIGHT if isinstance(panel, Stat) else GRAPH_HEIGHT for panel in row.panels)
+        height = max(_height(panel) for panel in row.panels)
         for index, panel in enumerate(row.panels):
             place = GridPos(height, width, index * width, top)
             made.with_panel(panel.builder().id(number).grid_pos(place))
             number += 1
         top += height
-
-
-def as_json(made: dashboard.Dashboard) -> str:
-    """The file's text."""
-    return json.dumps(made.build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"

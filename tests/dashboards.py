@@ -46,6 +46,16 @@ class _Source(BaseModel):
     uid: str = ""
 
 
+class LinkJson(BaseModel):
+    """To a dashboard, or a panel of one."""
+
+    title: str
+    url: str
+    type: str
+    keepTime: bool = False
+    includeVars: bool = False
+
+
 class PanelJson(BaseModel):
     """A panel or a row's title."""
 
@@ -58,11 +68,14 @@ class PanelJson(BaseModel):
     fieldConfig: _FieldConfig = _FieldConfig()
     options: dict[str, object] = {}
     targets: Sequence[TargetJson] = ()
+    links: Sequence[LinkJson] = ()
 
 
 class DashboardJson(BaseModel):
     """The whole."""
 
+    uid: str
+    links: Sequence[LinkJson]
     panels: Sequence[PanelJson]
 
 

@@ -1,4 +1,4 @@
-"""The overview dashboard on a real run: every query of every panel shows something in the scenario it is for."""
+"""The dashboards on a real run: every query of every panel shows something in the scenario it is for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from grafana import overview
+from grafana.__main__ import BOARDS
 from grafana.panels import Scenario
 from stack.kafka import Kafka
 from stack.prometheus import Line, Prometheus
@@ -37,8 +37,9 @@ FAILING_SHARE = 0.03
 
 @dataclass
 class Asked:
-    """One query of the dashboard's JSON, and what was seen of it."""
+    """One query of a dashboard's JSON, and what was seen of it."""
 
+    board: str
     panel: str
     ref: str
     expr: str
@@ -57,15 +58,18 @@ class Asked:
 
 
 def _every_query() -> list[Asked]:
-    specs = {panel.title: panel for row in overview.ROWS for panel in row.panels}
     found = []
-    for panel in read(overview.FILE).panels:
-        for index, target in enumerate(panel.targets):
-            expr = target.expr
-            for variable, value in VARIABLES.items():
-                expr = expr.replace(variable, value)
-            found.append(Asked(panel.title, target.refId, expr, specs[panel.title].queries[index].seen))
-    assert len(found) == sum(len(spec.queries) for spec in specs.values())
+    for board in BOARDS:
+        specs = {panel.title: panel for panel in board.panels}
+        for panel in read(board.file).panels:
+            for index, target in enumerate(panel.targets):
+                expr = target.expr
+                for variable, value in VARIABLES.items():
+                    expr = expr.replace(variable, value)
+                seen = specs[panel.title].queries[index].seen
+                found.append(Asked(board.name, panel.title, target.refId, expr, seen))
+    assert len(found) == sum(len(panel.queries) for board in BOARDS for panel in board.panels)
+    assert {query.scenario for query in found} == set(Scenario)
     return found
 
 
@@ -112,13 +116,13 @@ def _play(prometheus: Prometheus, queries: Sequence[Asked], scenario: Scenario, 
     try:
         eventually(f"every query shows something: {scenario}", all_told, within_s=25)
     except AssertionError:
-        silent = "\n".join(f"{query.panel} {query.ref}: {query.expr}" for query in open_ones)
+        silent = "\n".join(f"{query.board}, {query.panel} {query.ref}: {query.expr}" for query in open_ones)
         raise AssertionError(f"nothing but zero while {scenario}:\n{silent}") from None
 
 
 def _reads(prometheus: Prometheus, queries: Sequence[Asked], title: str, value: float) -> None:
     """Wait until a stat says so, as an instant query like Grafana's."""
-    (query,) = (query for query in queries if query.panel == title)
+    (query,) = (query for query in queries if (query.board, query.panel) == ("overview", title))
     eventually(
         f"{title} reads {value:g}", lambda: [s for s in prometheus.query(query.expr) if s.last == value], 30
     )
@@ -127,6 +131,19 @@ def _reads(prometheus: Prometheus, queries: Sequence[Asked], title: str, value: 
 def _kill_one(workers: Workers) -> None:
     child: psutil.Process = workers.children()[0]
     child.kill()
+
+
+def _freeze_one(workers: Workers, partitions: int) -> None:
+    """A worker process that owns partitions, until the group has given them away: then both count them as theirs."""
+    oldest = min(workers.children(), key=lambda child: child.create_time())
+    oldest.suspend()
+    try:
+        eventually(
+            "the group goes on without it",
+            lambda: workers.metrics().get("promptbus_assigned_partitions", 0) > partitions,
+        )
+    finally:
+        oldest.resume()
 
 
 def test_every_query_shows_something_in_its_scenario(shared_kafka: Kafka, tmp_path: Path) -> None:
@@ -144,6 +161,14 @@ def test_every_query_shows_something_in_its_scenario(shared_kafka: Kafka, tmp_pa
                 began = time.time()
                 _kill_one(workers)
                 _play(prometheus, queries, Scenario.WORKER_KILLED, began)
+
+                began = time.time()
+                _freeze_one(workers, made.partitions)
+                _play(prometheus, queries, Scenario.WORKER_FROZEN, began)
+
+                began = time.time()
+                assert triton.kill_stubs()
+                _play(prometheus, queries, Scenario.MODEL_DEAD, began)
 
                 began = time.time()
                 triton.kill()
@@ -169,4 +194,6 @@ def test_every_query_shows_something_in_its_scenario(shared_kafka: Kafka, tmp_pa
             _reads(prometheus, queries, "Is it answering?", 3)
     print("\nseries that told something, of all series, in the scenario of the query:")
     for query in queries:
-        print(f"{query.telling:3} of {len(query.lines):3}  {query.panel} [{query.ref}], {query.scenario}")
+        print(
+            f"{query.telling:3} of {len(query.lines):3}  {query.board}: {query.panel} [{query.ref}], {query.scenario}"
+        )
