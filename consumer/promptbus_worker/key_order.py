@@ -41,7 +41,7 @@ class KeyOrder:
         line.append(item)
         if len(line) == 1:
             return True
-        _pending(item).phase = Phase.WAITING
+        pending_of(item).phase = Phase.WAITING
         return False
 
     def leave(self, record: Record) -> Item | None:
@@ -73,7 +73,7 @@ class KeyOrder:
         for (ownership, _), line in self._lines.items():
             if unwanted(ownership):
                 while len(line) > 1:
-                    dropped.append(_pending(line.pop()))
+                    dropped.append(pending_of(line.pop()))
         return dropped
 
     def forget(self, ownerships: Iterable[Ownership]) -> None:
@@ -82,5 +82,6 @@ class KeyOrder:
         self._lines = {key: line for key, line in self._lines.items() if key[0] not in over}
 
 
-def _pending(item: Item) -> Pending:
+def pending_of(item: Item) -> Pending:
+    """The record in hand that this is about."""
     return item.pending if isinstance(item, Rejection) else item

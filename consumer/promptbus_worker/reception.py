@@ -17,10 +17,10 @@ from promptbus_worker.crash_suspects import CRASHES, KnownSuspects
 from promptbus_worker.deadline import Clock
 from promptbus_worker.expiry import Expiry
 from promptbus_worker.in_flight_file import InFlightFile
-from promptbus_worker.key_order import Item, KeyOrder
+from promptbus_worker.key_order import Item, KeyOrder, pending_of
 from promptbus_worker.ledger import Ownership
 from promptbus_worker.outcomes import sentence
-from promptbus_worker.record import Pending, Record, Rejection, where
+from promptbus_worker.record import Pending, Phase, Record, Rejection, where
 from promptbus_worker.replies import Replies
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Reception:
 
     def __len__(self) -> int:
         """Requests that wait for their key."""
-        return 0 if self._order is None else len(self._order)
+        return 0 if self._order is None else len(self._order) + len(self._freed)
 
     def accept(self, records: Sequence[Record]) -> None:
         """Records just polled."""
@@ -118,17 +118,24 @@ class Reception:
     def _let_in_freed(self) -> None:
         freed, self._freed = self._freed, []
         for item in freed:
-            if item.record.ownership.live:
+            # Its deadline may have passed, or its partition may be gone, since its turn came.
+            if item.record.ownership.live and pending_of(item).phase is Phase.WAITING:
                 self._let_in(item, self._clock())
         self._pump()
 
     def holds_back(self, request: Pending) -> bool:
         """Whether it waits for its key, and not for a batch."""
-        return self._order is not None and self._order.holds_back(request)
+        if self._order is None:
+            return False
+        return self._order.holds_back(request) or any(item is request for item in self._freed)
 
     def drop(self, unwanted: Callable[[Ownership], bool]) -> list[Pending]:
         """Take out what waits for its key, of these partitions."""
-        return self._order.drop(unwanted) if self._order is not None else []
+        if self._order is None:
+            return []
+        freed = [pending_of(item) for item in self._freed if unwanted(item.record.ownership)]
+        self._freed = [item for item in self._freed if not unwanted(item.record.ownership)]
+        return [*freed, *self._order.drop(unwanted)]
 
     def forget(self, ownerships: Sequence[Ownership]) -> None:
         """These epochs are over."""

@@ -152,3 +152,41 @@ def test_replies_of_a_key_stand_in_the_order_of_its_requests(
         assert len(path.dispatcher._reception) == 0
 
     run(body())
+
+
+@in_virtual_time
+async def test_a_deadline_that_passes_just_as_its_turn_comes_is_kept() -> None:
+    path = Path(ordered=True)
+    path.model.latency_s = 1
+    began = loop().time()
+    publish(path, b"k", "k0")
+    publish(path, b"k", "k1", headers=[("deadline", b"%d" % ((began + 1.2) * 1000))])
+    publish(path, b"k", "k2")
+    # The loop is held up when k0's answer has come, and finds it and k1's deadline waiting at the same time.
+    loop().call_at(began + 1, lambda: loop().freeze(0.5))
+    await path.settle(3)
+    assert path.codes() == {"k0": "ok", "k1": "expired", "k2": "ok"}
+    assert written(path) == ["k0", "k1", "k2"]
+    assert path.model.calls == [["k0"], ["k2"]]
+
+
+@in_virtual_time
+async def test_a_partition_that_is_taken_away_just_as_a_turn_comes_is_given_back_whole() -> None:
+    path = Path(ordered=True)
+    path.model.latency_s = 1
+    publish(path, b"k", "k0", "k1", "bad", "k3")
+    seen: list[int] = []
+
+    def taken_away() -> None:
+        if path.replies.due and not seen:
+            seen.append(len(path.dispatcher._reception))
+            path.dispatcher.release([path.owned])
+        elif not seen:
+            loop().call_soon(taken_away)
+
+    loop().call_at(loop().time() + 1, taken_away)
+    await path.settle(1)
+    assert seen == [3]
+    assert sorted(path.released_offsets) == [1, 2, 3]
+    assert await path.dispatcher.idle(1)
+    assert written(path) == ["k0"]
