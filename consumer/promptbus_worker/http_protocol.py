@@ -265,6 +265,7 @@ class Pool:
             try:
                 return await connection.exchange(request)
             finally:
+                self._close_surplus()
                 if connection.usable:
                     self._idle.append(connection)
 
@@ -274,6 +275,12 @@ class Pool:
         for connection in list(self.connections):
             connection.abort()
         await asyncio.gather(*(connection.gone for connection in list(self.connections)))
+
+    def _close_surplus(self) -> None:
+        """Whom nobody has needed for long: the peak of an hour ago shall not stay open for ever."""
+        oldest = asyncio.get_running_loop().time() - IDLE_S
+        while self._idle and self._idle[0].idle_since < oldest:
+            self._idle.pop(0).abort()
 
     def _take(self) -> Connection | None:
         oldest = asyncio.get_running_loop().time() - IDLE_S

@@ -294,6 +294,20 @@ async def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch
         assert server.connections == 2
 
 
+async def test_connections_that_nobody_needs_any_more_are_closed() -> None:
+    server = Server()
+    async with pool_for(server) as pool:
+        await asyncio.gather(*(pool.post(REQUEST) for _ in range(3)))
+        await pool.post(REQUEST)
+        assert len(pool.connections) == 3, "the next peak may come soon"
+        for connection in pool._idle[:-1]:
+            connection.idle_since -= 2 * http_protocol.IDLE_S
+        await pool.post(REQUEST)
+        await until(lambda: server.closed == 2)
+        assert len(pool.connections) == 1
+        assert server.connections == 3
+
+
 @pytest.mark.parametrize("reused", [False, True])
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", OK[:-1], b"SSH-2.0\r\n"])
 async def test_a_request_is_sent_once_however_its_connection_breaks(reused: bool, answer: bytes) -> None:
