@@ -91,9 +91,9 @@ class Batcher:
         blocked: Collection[str] = (),
         alone_in_flight: Collection[str] = (),
         idle: bool = True,
-        quickest_call_s: Callable[[str], float] = lambda _: 0.0,
+        usual_call_s: Callable[[str], float] = lambda _: 0.0,
     ) -> Batch | None:
-        """The next batch, or None if nothing may leave yet. `quickest_call_s`: how long a call to a model takes at least.
+        """The next batch, or None if nothing may leave yet. `usual_call_s`: how long a call to a model takes.
 
         A crash suspect goes before all others, but only when the worker is `idle`: with nothing else in flight.
         `blocked` models are passed over. Of a model in `alone_in_flight` no second last attempt leaves: Triton may
@@ -116,7 +116,7 @@ class Batcher:
         if alone is not None and (best is None or _age(alone) <= _age(best[0])):
             self._alone.remove(alone)
             return self._close([alone], ClosedBy.SIZE)
-        return self._fill(best, now + quickest_call_s(_model(best[0]))) if best is not None else None
+        return self._fill(best, now + usual_call_s(_model(best[0]))) if best is not None else None
 
     def has(self, model: str) -> bool:
         """Whether any request of this model waits."""

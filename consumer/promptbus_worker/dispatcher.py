@@ -235,7 +235,7 @@ class Dispatcher:
                 blocked=blocked,
                 alone_in_flight=self._alone_in_flight(),
                 idle=not self._in_flight,
-                quickest_call_s=self._runner.quickest_call_s,
+                usual_call_s=self._runner.usual_call_s,
             )
             if batch is None:
                 break

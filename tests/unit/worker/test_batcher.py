@@ -16,7 +16,7 @@ from promptbus_worker.record import Pending, Phase, Record
 MAX_SIZE = {"large": 4, "small": 2}
 MAX_BYTES = 100
 CALL_S = 2.0
-"""How long a call takes at least."""
+"""How long a call takes."""
 MODELS = sorted(MAX_SIZE)
 PARTITIONS = [Ownership("requests", partition, 1) for partition in range(2)]
 
@@ -94,7 +94,7 @@ class BatcherMachine(RuleBasedStateMachine):
 
     @rule(blocked=st.sets(st.sampled_from(MODELS), max_size=2))
     def take(self, blocked: set[str]) -> None:
-        batch = self.batcher.take(self.now, blocked=blocked, quickest_call_s=lambda _: CALL_S)
+        batch = self.batcher.take(self.now, blocked=blocked, usual_call_s=lambda _: CALL_S)
         due = [g for g in self.groups.values() if g and g[0].model not in blocked and self._due(g)]
         may_go_alone = [r for r in self.alone if r.model not in blocked and r.held_until <= self.now]
         if batch is None:
@@ -247,10 +247,8 @@ def test_what_cannot_be_answered_in_time_leaves_its_place_to_others() -> None:
         request = pending(offset)
         request.expires_at = None if offset % 2 else 11.9
         waiting.offer(request, 0.0)
-    assert offsets(waiting.take(10.0, quickest_call_s=lambda _: 2.0)) == [1, 3, 5, 0], (
-        "but it fills up a batch"
-    )
-    assert offsets(waiting.take(10.0, quickest_call_s=lambda _: 2.0)) == [2, 4], "or goes if it is alone"
+    assert offsets(waiting.take(10.0, usual_call_s=lambda _: 2.0)) == [1, 3, 5, 0], "but it fills up a batch"
+    assert offsets(waiting.take(10.0, usual_call_s=lambda _: 2.0)) == [2, 4], "or goes if it is alone"
 
 
 def test_a_model_that_was_loaded_again_with_a_smaller_batch_gets_smaller_ones() -> None:
