@@ -4,8 +4,10 @@ lost         its offset is settled, and there is no reply; or the reply's code a
 unanswered   no reply, and its offset is not settled
 wrong        a reply to nobody, another prompt's answer, another key, another reply id, two different outcomes, a code
              that this request cannot have, `expired` before the deadline, a dead letter that no code asks for
-duplicates   further replies with the same reply id, which at-least-once delivery allows around faults: at most as many
-             as were in hand at the faults; one that no fault explains is wrong
+duplicates   further replies with the same reply id, which at-least-once delivery allows around faults. Each is laid to
+             a fault between its answers; none to more than one for each time it was answered again, and to each
+             fault at most as many as were in hand while it lasted. What no fault explains is wrong
+out of order (WORKER_ORDERING=key) of two requests with one key and no deadline, the later one was answered first
 
 A good prompt may be given up with `inference_timeout` after three broken calls, as the contract says; so that is
 wrong only if fewer than three faults that break calls lay between its record and its reply. A request with a deadline
@@ -15,7 +17,7 @@ may be answered `ok` and, redelivered after a crash and after its deadline, `exp
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from promptbus.messages import ErrorCode, InvalidReply, Reply, decode_reply
@@ -36,8 +38,9 @@ _RUNS = {OK, "model_error", "bad_model_output"}
 class Fired:
     """A fault as it was seen to fire. Times are Unix seconds.
 
-    `in_hand`: requests in flight or waiting in the workers then. `breaks`: how often one and the same call to Triton
-    can have been broken by it, one attempt each.
+    `in_hand`: requests in flight or waiting in the workers then; `most_in_hand`: the most of each worker together, from
+    then to the end of its aftermath. `breaks`: how often one and the same call to Triton can have been broken by it, one
+    attempt each.
     """
 
     at: float
@@ -47,6 +50,12 @@ class Fired:
     in_hand: int
     seen: str
     breaks: int = 0
+    most_in_hand: int = 0
+
+    @property
+    def explains(self) -> int:
+        """How many duplicates it can have caused."""
+        return max(self.in_hand, self.most_in_hand)
 
 
 @dataclass
@@ -62,17 +71,13 @@ class Verdict:
     given_up: int = 0
     duplicates: int = 0
     duplicates_by_fault: list[int] = field(default_factory=list)
-    duplicates_allowed: int = 0
-
-    @property
-    def too_many_duplicates(self) -> bool:
-        """More than was in hand at the faults."""
-        return self.duplicates > self.duplicates_allowed
+    in_order: int = 0
+    """Requests whose place behind another one of their key was checked."""
 
     @property
     def clean(self) -> bool:
         """Nothing is wrong."""
-        return not (self.lost or self.unanswered or self.wrong or self.too_many_duplicates)
+        return not (self.lost or self.unanswered or self.wrong)
 
 
 def judge(
@@ -82,16 +87,20 @@ def judge(
     dead_letters: Sequence[Read],
     settled: Collection[tuple[int, int]],
     fired: Sequence[Fired],
+    *,
+    ordered: bool = False,
 ) -> Verdict:
     """Hold all that came back against all that was sent.
 
     `settled`: places (partition, offset) that the group's commits say are settled. `fired`: in the order of time.
+    `ordered`: replies of a key have to stand in the order of its requests, as far as these have no deadline.
     """
     verdict = Verdict(requests=len(sent), replies=len(replies))
     verdict.duplicates_by_fault = [0] * len(fired)
-    verdict.duplicates_allowed = sum(fault.in_hand for fault in fired)
     by_id = _by_request(replies, verdict)
     died = _places(topic, dead_letters, verdict)
+    if ordered:
+        _judge_order(topic, sent, by_id, verdict)
     for request in sent:
         request_id = request.request_id(topic)
         several = by_id.pop(request_id, [])
@@ -155,24 +164,50 @@ def _judge_one(
     first = code_of(several[0][1])
     verdict.codes[first] += 1
     verdict.given_up += first == GIVEN_UP and not wrong
+    struck: set[int] = set()
     for record, _ in several[1:]:
         verdict.duplicates += 1
-        cause = _cause(several[0][0].timestamp_ms, record.timestamp_ms, fired)
+        causes = _causes(several[0][0].timestamp_ms, record.timestamp_ms, fired)
+        counts = verdict.duplicates_by_fault
+        cause = next((i for i in causes if i not in struck and counts[i] < fired[i].explains), None)
         if cause is None:
-            verdict.wrong.append(f"{request_id}: {request.kind}, repeated without a fault")
+            among = ", ".join(f"{fired[i].fault} ({counts[i]} of {fired[i].explains})" for i in causes)
+            verdict.wrong.append(
+                f"{request_id}: {request.kind}, repeated without a fault; around it: {among}"
+            )
         else:
-            verdict.duplicates_by_fault[cause] += 1
+            struck.add(cause)
+            counts[cause] += 1
 
 
-def _cause(first_ms: int, again_ms: int, fired: Sequence[Fired]) -> int | None:
-    """Which fault made a worker answer again: the first that ended after the first answer, else the last before it."""
+def _causes(first_ms: int, again_ms: int, fired: Sequence[Fired]) -> list[int]:
+    """Which faults can have made a worker answer again, the likeliest first: those that ended after the first answer in
+    the order in which they struck, then those before it, the last one first."""
     possible = [
         index
         for index, fault in enumerate(fired)
         if fault.at * 1000 <= again_ms and (fault.until + AFTERMATH_S) * 1000 >= first_ms
     ]
-    outlasted = (index for index in possible if fired[index].until * 1000 >= first_ms)
-    return next(outlasted, possible[-1] if possible else None)
+    outlasted = [index for index in possible if fired[index].until * 1000 >= first_ms]
+    return outlasted + [index for index in reversed(possible) if index not in outlasted]
+
+
+def _judge_order(topic: str, sent: Sequence[Sent], by_id: Mapping[str, Several], verdict: Verdict) -> None:
+    """Of each reply id the first one counts, which is the one that a reader keeps."""
+    last: dict[tuple[bytes, int], tuple[str, tuple[int, int]]] = {}
+    for request in sorted(sent, key=lambda request: request.place or (-1, -1)):
+        several = by_id.get(request_id := request.request_id(topic), [])
+        if request.key is None or request.deadline_ms is not None or not several:
+            continue
+        assert request.place is not None
+        stands = min((record.partition, record.offset) for record, _ in several)
+        line = request.key, request.place[0]
+        if line in last:
+            verdict.in_order += 1
+            before, stood = last[line]
+            if stands < stood:
+                verdict.wrong.append(f"{request_id}: out of order, {stands} is before {before}'s {stood}")
+        last[line] = request_id, stands
 
 
 def _may_differ(request: Sent, codes: set[str]) -> bool:

@@ -73,11 +73,12 @@ GARBAGE = (b"", b"hello", b"[]", b"\xff\xfe", b'{"prompt": "x"', b'{"prompt": "l
 class Requests:
     """Makes them, one after the other; the same for the same seed, but for deadlines, which are relative to now."""
 
-    def __init__(self, seed: int, slow_ms: int) -> None:
-        """`slow_ms`: how long a batch with an ordinary prompt takes, so that work piles up."""
+    def __init__(self, seed: int, slow_ms: int, shared_keys: int = 1) -> None:
+        """`slow_ms`: how long a batch with an ordinary prompt takes, so that work piles up. `shared_keys`: how many."""
         self._seed = seed
         self._chance = random.Random(f"requests {seed}")
         self._slow = f"[[slow:{slow_ms}]]"
+        self._shared = [b"shared %d" % number for number in range(shared_keys)]
         self._count = 0
 
     def next(self, now_s: float) -> Sent:
@@ -87,7 +88,8 @@ class Requests:
         number = self._count
         name = f"c{self._seed}-{number}"
         (kind,) = chance.choices(list(SHARES), list(SHARES.values()))
-        key = chance.choice((None, None, name.encode(), b"shared", b"\xff\x00"))
+        shared = chance.choice(self._shared)
+        key = chance.choice((None, None, name.encode(), shared, b"\xff\x00" + shared))
         prompt = f"{self._slow} tell me about {name}, {chance.getrandbits(64):x}"
         codes, dead_letter, deadline_ms = {OK}, None, None
         fields: dict[str, object] = {}

@@ -17,7 +17,8 @@ from promptbus_worker.commit_metadata import decode
 from stack.cache import PROJECT
 from tests.chaos.cluster import SESSION_TIMEOUT_S, Cluster, running
 from tests.chaos.faults import CLEAN_EXITS, Struck, strike
-from tests.chaos.judgement import Fired, Verdict, judge
+from tests.chaos.in_hand import InHand
+from tests.chaos.judgement import AFTERMATH_S, Fired, Verdict, judge
 from tests.chaos.requests import NUMBER, Requests, Sent
 from tests.chaos.schedule import FAMILY, WORKERS, Fault, Kind, Step, one_round, schedule
 from tests.chaos.traffic import Traffic
@@ -28,6 +29,9 @@ NOTHING: Mapping[str, str] = {}
 LEDGERS = PROJECT / ".stack" / "chaos"
 LEAST_IN_HAND = 100
 PER_S = 60.0
+ORDERING = "WORKER_ORDERING"
+KEYS_IN_ORDER = 40
+"""Of a key that has to be kept in order only one request is under way: all together must do PER_S."""
 SLOW_MS = 60
 LOAD_WITHIN_S = 90.0
 RECOVERED_WITHIN_S = 120.0
@@ -42,6 +46,7 @@ class Report:
 
     seed: int
     brokers: int
+    env: Mapping[str, str]
     seconds: float = 0.0
     fired: list[Fired] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -51,6 +56,26 @@ class Report:
     def clean(self) -> bool:
         """No violation and no failure."""
         return self.verdict.clean and not self.failures
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the workers keep the order of keys."""
+        return self.env.get(ORDERING) == "key"
+
+    @property
+    def name(self) -> str:
+        """Of its ledger: one for each seed, number of brokers and environment."""
+        return "-".join([str(self.seed), str(self.brokers), *self.env.values()])
+
+    @property
+    def ledger(self) -> Path:
+        """JSON lines."""
+        return LEDGERS / f"{self.name}.json"
+
+    @property
+    def logs(self) -> Path:
+        """The folder of the workers' logs."""
+        return LEDGERS / self.name
 
 
 Say = Callable[[str], None]
@@ -66,11 +91,11 @@ def run(
 ) -> Report:
     """Faults for so many minutes; None: one round of them, each kind once but those `without` which it goes.
 
-    `env` is added to the workers' environment.
+    `env` is added to the workers' environment. With WORKER_ORDERING=key the order of keys is checked as well.
     The ledger is written whatever happens.
     """
-    report = Report(seed, brokers)
-    folder = LEDGERS / str(seed)
+    report = Report(seed, brokers, env)
+    folder = report.logs
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     began = time.monotonic()
@@ -89,7 +114,8 @@ def run(
 
 
 def _play(cluster: Cluster, seed: int, steps: Iterable[Step], until: float, report: Report, say: Say) -> None:
-    with Traffic(cluster.system, Requests(seed, SLOW_MS), PER_S) as traffic:
+    requests = Requests(seed, SLOW_MS, KEYS_IN_ORDER if report.ordered else 1)
+    with InHand(cluster) as in_hand, Traffic(cluster.system, requests, PER_S) as traffic:
         for step in steps:
             if time.monotonic() >= until:
                 break
@@ -114,6 +140,10 @@ def _play(cluster: Cluster, seed: int, steps: Iterable[Step], until: float, repo
             if code not in CLEAN_EXITS:
                 report.failures.append(f"slot {slot} ended with {code} after SIGTERM")
         report.failures += [f"request {refusal} was not published" for refusal in traffic.refused]
+        report.fired = [
+            replace(fault, most_in_hand=in_hand.most(fault.at, fault.until + AFTERMATH_S))
+            for fault in report.fired
+        ]
         report.verdict = _judge(cluster.system, traffic, report)
 
 
@@ -187,7 +217,7 @@ def _judge(system: System, traffic: Traffic, report: Report) -> Verdict:
     )
     came_back = system.reader(system.replies, system.partitions).records(replies, READ_WITHIN_S)
     letters = system.dead_letters(dead_letters(system), READ_WITHIN_S)
-    return judge(system.requests, sent, came_back, letters, settled, report.fired)
+    return judge(system.requests, sent, came_back, letters, settled, report.fired, ordered=report.ordered)
 
 
 def _placed(traffic: Traffic, records: list[Read], report: Report) -> list[Sent]:
@@ -207,12 +237,13 @@ def _placed(traffic: Traffic, records: list[Read], report: Report) -> list[Sent]
     return placed
 
 
-def write(report: Report) -> Path:
+def write(report: Report) -> None:
     """The ledger as JSON lines: the run, each fault, each violation."""
     verdict = report.verdict
     head = {
         "seed": report.seed,
         "brokers": report.brokers,
+        "env": dict(report.env),
         "seconds": round(report.seconds, 1),
         "clean": report.clean,
         "requests": verdict.requests,
@@ -223,7 +254,7 @@ def write(report: Report) -> Path:
         "wrong": len(verdict.wrong),
         "given_up": verdict.given_up,
         "duplicates": verdict.duplicates,
-        "duplicates_allowed": verdict.duplicates_allowed,
+        "in_order": verdict.in_order,
     }
     counts = chain(verdict.duplicates_by_fault, repeat(0))
     lines: list[dict[str, object]] = [head]
@@ -234,6 +265,4 @@ def write(report: Report) -> Path:
     for name in ("lost", "unanswered", "wrong"):
         lines += [{name: sentence} for sentence in getattr(verdict, name)]
     lines += [{"failure": failure} for failure in report.failures]
-    file = LEDGERS / f"{report.seed}.json"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return file
+    report.ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -142,11 +142,60 @@ def test_a_repeated_reply_that_no_fault_explains_is_wrong(at_s: float) -> None:
     assert judged([sent(1)], [reply(sent(1)), again], [], fault(at_s=at_s)).wrong
 
 
+def twice(request: Sent) -> list[Read]:
+    return [reply(request), reply(request, at_ms=REPLIED_MS + 1)]
+
+
 def test_more_duplicates_than_were_in_hand_are_a_violation() -> None:
-    again = [reply(sent(1), at_ms=REPLIED_MS + n) for n in range(3)]  # two of them are duplicates
-    assert judged([sent(1)], again, [], fault(in_hand=2)).clean
-    assert not judged([sent(1)], again, [], fault(in_hand=1)).clean
-    assert not judged([sent(1)], again).clean
+    requests = [sent(1), sent(2)]
+    replies = [*twice(sent(1)), *twice(sent(2))]
+    assert judged(requests, replies, [], fault(in_hand=2)).clean
+    assert not judged(requests, replies, [], fault(in_hand=1)).clean
+    assert not judged(requests, replies).clean
+    assert judged(requests, replies, [], replace(fault(in_hand=1), most_in_hand=2)).clean, "it took more"
+
+
+def test_a_fault_with_much_in_hand_explains_no_duplicates_of_another() -> None:
+    far_away = fault(in_hand=1000, at_s=AT_S + 100)
+    assert not judged(
+        [sent(1), sent(2)], [*twice(sent(1)), *twice(sent(2))], [], fault(in_hand=1), far_away
+    ).clean
+
+
+def test_what_one_fault_cannot_explain_is_laid_to_another_around_it() -> None:
+    replies = [*twice(sent(1)), *twice(sent(2))]
+    verdict = judged([sent(1), sent(2)], replies, [], fault(in_hand=1), fault(in_hand=1))
+    assert verdict.clean
+    assert verdict.duplicates_by_fault == [1, 1]
+
+
+def test_a_request_is_repeated_no_more_often_than_faults_struck() -> None:
+    again = [reply(sent(1), at_ms=REPLIED_MS + n) for n in range(3)]
+    assert not judged([sent(1)], again, [], fault()).clean
+    assert judged([sent(1)], again, [], fault(), fault()).clean
+
+
+def in_order(requests: list[Sent], replies: list[Read], *fired: Fired) -> Verdict:
+    placed = [replace(record, offset=offset) for offset, record in enumerate(replies)]
+    return judge(TOPIC, requests, placed, [], (), fired, ordered=True)
+
+
+def test_replies_of_a_key_out_of_order_are_wrong() -> None:
+    one, two = sent(1, key=b"k"), sent(2, key=b"k")
+    assert in_order([one, two], [reply(one), reply(two)]).in_order == 1
+    assert in_order([one, two], [reply(one), reply(two)]).clean
+    assert in_order([one, two], [reply(two), reply(one)]).wrong
+    assert judged([one, two], [reply(two), reply(one)]).clean, "nobody asked for it"
+
+
+def test_only_a_first_reply_and_only_one_key_and_no_deadline_count_for_the_order() -> None:
+    one, two, other = sent(1, key=b"k"), sent(2, key=b"k"), sent(3, key=b"l")
+    again = reply(one, at_ms=REPLIED_MS + 1)
+    assert in_order([one, two], [reply(one), reply(two), again], fault()).clean
+    assert in_order([one, other], [reply(other), reply(one)]).clean
+    assert in_order([sent(1), sent(2)], [reply(sent(2)), reply(sent(1))]).clean
+    late = replace(one, deadline_ms=REPLIED_MS + 1)
+    assert in_order([late, two], [reply(two), reply(late)]).clean
 
 
 def test_a_missing_dead_letter_is_lost() -> None:

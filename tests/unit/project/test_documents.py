@@ -12,6 +12,8 @@ import pytest
 from config import metrics_reference, settings_reference
 from promptbus.messages import ErrorCode
 from promptbus_worker.vocabulary import EVERY_SERIES
+from tests.chaos.schedule import Kind
+from tests.chaos.test_chaos import WITH_THREE
 
 PROJECT = Path(__file__).resolve().parents[3]
 DOCUMENTS = [
@@ -22,6 +24,7 @@ DOCUMENTS = [
     "docs/chaos.md",
     "docs/dashboards.md",
     "docs/faults.md",
+    "docs/load.md",
     "docs/metrics.md",
     "docs/traces.md",
     "docs/runbook.md",
@@ -97,6 +100,14 @@ def test_every_fault_names_tests_that_exist() -> None:
         for file, name in named:
             text = (PROJECT / "tests" / file).read_text()
             assert re.search(rf"^(?:async )?def {name}\(", text, re.MULTILINE), f"{file} has no {name}"
+
+
+def test_every_fault_of_a_chaos_run_has_its_row() -> None:
+    tests = {row[0]: row[3] for row in fault_rows()}
+    for kind in Kind:
+        three = "::test_the_order_of_keys_outlives_brokers_and_workers`"
+        one = "::test_one_round_of_faults_loses_nothing`"
+        assert f"`chaos/test_chaos.py{three if kind in WITH_THREE else one}" in tests[kind]
 
 
 def test_every_fault_names_metrics_and_alerts_that_exist() -> None:
