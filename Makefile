@@ -1,13 +1,13 @@
 # promptbus. `make` lists what there is; `make demo` is the place to start.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-unit chaos lint check bench lock clean
+.PHONY: help setup demo up down test test-unit chaos overload soak lint check bench lock clean
 SHELL := /bin/sh
 BIN := .venv/bin
 # Settings of a cluster of yours must not leak into tests and local servers.
 CLEAN_ENV := env $$(env | sed -n 's/^\(\(KAFKA\|TRITON\|OTEL\)_[A-Za-z0-9_]*\)=.*/-u \1/p')
 
-# It measures, so nothing may run beside it.
-ALONE := tests/integration/test_throughput.py
+# They measure, so nothing may run beside them.
+ALONE := tests/integration/test_throughput.py tests/load/test_load.py
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
@@ -35,14 +35,20 @@ down: ready ## stop what `make up` started
 	@$(BIN)/python -m stack.down
 
 test: ready-to-test ## every test, with real services
-	@$(CLEAN_ENV) $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 tests --ignore $(ALONE) $(PYTEST_ARGS)
+	@$(CLEAN_ENV) $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 tests $(addprefix --ignore ,$(ALONE)) $(PYTEST_ARGS)
 	@$(CLEAN_ENV) $(BIN)/pytest $(ALONE)
 
 test-unit: ready ## the tests that need no Kafka and no Triton
 	@$(CLEAN_ENV) $(BIN)/pytest -n 2 tests/unit $(PYTEST_ARGS)
 
-chaos: ready ## break everything under load, lose nothing (SEED=…, MINUTES=5, BROKERS=1|3, PROTOCOL=classic|consumer)
-	@$(CLEAN_ENV) $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BROKERS),--brokers $(BROKERS)) $(if $(PROTOCOL),--protocol $(PROTOCOL))
+chaos: ready ## break everything under load, lose nothing (SEED=…, MINUTES=5, BROKERS=1|3, PROTOCOL=…, ORDERING=…)
+	@$(CLEAN_ENV) $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BROKERS),--brokers $(BROKERS)) $(if $(PROTOCOL),--protocol $(PROTOCOL)) $(if $(ORDERING),--ordering $(ORDERING))
+
+overload: ready ## three times what Triton can do, for MINUTES=5: full speed, flat memory, quick recovery
+	@$(CLEAN_ENV) $(BIN)/python -m tests.load overload $(if $(MINUTES),--minutes $(MINUTES))
+
+soak: ready ## half of what Triton can do, for MINUTES=30: memory, file descriptors and threads stay flat
+	@$(CLEAN_ENV) $(BIN)/python -m tests.load soak $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: ready ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .
