@@ -5,8 +5,8 @@ unanswered   no reply, and its offset is not settled
 wrong        a reply to nobody, another prompt's answer, another key, another reply id, two different outcomes, a code
              that this request cannot have, `expired` before the deadline, a dead letter that no code asks for
 duplicates   further replies with the same reply id, which at-least-once delivery allows around faults. Each is laid to
-             a fault between its answers; none to more than one for each time it was answered again, and to each
-             fault at most as many as were in hand while it lasted. What no fault explains is wrong
+             a fault between its answers, and to each fault at most as many as were in hand while it lasted. What no
+             fault explains is wrong
 out of order (WORKER_ORDERING=key) of two requests with one key and no deadline, the later one was answered first
 
 A good prompt may be given up with `inference_timeout` after three broken calls, as the contract says; so that is
@@ -164,19 +164,17 @@ def _judge_one(
     first = code_of(several[0][1])
     verdict.codes[first] += 1
     verdict.given_up += first == GIVEN_UP and not wrong
-    struck: set[int] = set()
     for record, _ in several[1:]:
         verdict.duplicates += 1
         causes = _causes(several[0][0].timestamp_ms, record.timestamp_ms, fired)
         counts = verdict.duplicates_by_fault
-        cause = next((i for i in causes if i not in struck and counts[i] < fired[i].explains), None)
+        cause = next((i for i in causes if counts[i] < fired[i].explains), None)
         if cause is None:
             among = ", ".join(f"{fired[i].fault} ({counts[i]} of {fired[i].explains})" for i in causes)
             verdict.wrong.append(
                 f"{request_id}: {request.kind}, repeated without a fault; around it: {among}"
             )
         else:
-            struck.add(cause)
             counts[cause] += 1
 
 

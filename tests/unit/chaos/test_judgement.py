@@ -169,12 +169,6 @@ def test_what_one_fault_cannot_explain_is_laid_to_another_around_it() -> None:
     assert verdict.duplicates_by_fault == [1, 1]
 
 
-def test_a_request_is_repeated_no_more_often_than_faults_struck() -> None:
-    again = [reply(sent(1), at_ms=REPLIED_MS + n) for n in range(3)]
-    assert not judged([sent(1)], again, [], fault()).clean
-    assert judged([sent(1)], again, [], fault(), fault()).clean
-
-
 def in_order(requests: list[Sent], replies: list[Read], *fired: Fired) -> Verdict:
     placed = [replace(record, offset=offset) for offset, record in enumerate(replies)]
     return judge(TOPIC, requests, placed, [], (), fired, ordered=True)
