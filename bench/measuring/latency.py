@@ -101,18 +101,21 @@ def _at_rate(
 ) -> Figures:
     roles, count = run.roles, round(rate * workload.window_s)
     cpu, triton = cpu_s(roles), triton_counts.counts(services.triton_port, workload.model)
-    latencies = sorted(conversation.hold(rate, count))
-    if not latencies:
-        raise ContenderFailed(f"{run.contender.name} answered nothing at {rate} per second.")
+    found = sorted(conversation.hold(rate, count))
+    if not run.process.running:
+        raise ContenderFailed(f"{run.contender.name} ended at {rate} per second.")
+    answered = max(1, len(found))
+    # What was not answered took at least as long as was waited for it.
+    latencies = found + [PATIENCE_S * 1000] * (count - len(found))
     used, now = cpu_s(roles), triton_counts.counts(services.triton_port, workload.model)
     executions = now.executions - triton.executions
     return Figures(
-        prompts_per_s=len(latencies) / workload.window_s,
-        cpu_us={role: (used[role] - cpu[role]) / len(latencies) * 1e6 for role in cpu},
+        prompts_per_s=len(found) / workload.window_s,
+        cpu_us={role: (used[role] - cpu[role]) / answered * 1e6 for role in cpu},
         peak_mb=peak_memory_mb(run.process.pid),
         mean_batch=(now.prompts - triton.prompts) / executions if executions else 0.0,
         p50_ms=percentile(latencies, 50),
         p95_ms=percentile(latencies, 95),
         p99_ms=percentile(latencies, 99),
-        unanswered=count - len(latencies),
+        unanswered=count - len(found),
     )
