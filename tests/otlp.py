@@ -37,6 +37,8 @@ class OtlpReceiver:
         self.requests = 0
         self.paths: set[str] = set()
         self.spans: list[ReceivedSpan] = []
+        self.json: list[bytes] = []
+        """Exports in OTLP's other form, as they came: Triton's."""
         self.go_on = threading.Event()
         """While it is cleared, exports hang."""
         self.go_on.set()
@@ -48,7 +50,9 @@ class OtlpReceiver:
                 receiver.requests += 1
                 receiver.paths.add(self.path)
                 receiver.go_on.wait(60)
-                if receiver.status == 200:
+                if self.headers["content-type"] == "application/json":
+                    receiver.json.append(body)
+                elif receiver.status == 200:
                     packed = self.headers.get("content-encoding") == "gzip"
                     receiver.spans += _decoded(gzip.decompress(body) if packed else body)
                 self.send_response(receiver.status)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +15,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from promptbus import PromptClient
 from promptbus.settings import KafkaSettings
+from promptbus_worker.model import CALL_TRACEPARENT
+from promptbus_worker.triton import TritonClient
+from stack.triton import Triton
 from tests.integration.system import System, eventually
 from tests.otlp import OtlpReceiver
 
@@ -94,6 +99,29 @@ def test_one_trace_from_the_producer_to_the_reply(
     assert not any(span.error for span in receiver.spans)
     assert SECRET not in repr(receiver.spans)
     assert workers.terminate() == 0
+
+
+async def test_triton_goes_on_with_the_calls_trace(receiver: OtlpReceiver) -> None:
+    config = (
+        "mode=opentelemetry",
+        "rate=1",
+        "level=TIMESTAMPS",
+        f"opentelemetry,url={receiver.endpoint}/v1/traces",
+    )
+    with Triton(engine="canned", arguments=[f"--trace-config={each}" for each in config]) as triton:
+        client = TritonClient(triton.url)
+        try:
+            spec = await client.read_spec("gpt4_nano")
+            token = CALL_TRACEPARENT.set(f"00-{'ab' * 16}-{'cd' * 8}-01".encode())
+            await client.infer(spec, [{"prompt": b"hello", "max_tokens": 5, "temperature": 0.0}], 60.0)
+            CALL_TRACEPARENT.reset(token)
+        finally:
+            await client.close()
+        await asyncio.to_thread(eventually, "Triton's spans arrived", lambda: receiver.json)
+    told = [of for export in receiver.json for of in json.loads(export)["resourceSpans"]]
+    spans = [span for of in told for scope in of["scopeSpans"] for span in scope["spans"]]
+    assert {span["traceId"] for span in spans} == {"ab" * 16}
+    assert "cd" * 8 in {span["parentSpanId"] for span in spans}
 
 
 def test_an_endpoint_that_is_gone_holds_nobody_up(whole: System, receiver: OtlpReceiver) -> None:
