@@ -25,15 +25,22 @@ _MAX_VARINT_BYTES = 9  # offsets are signed 64-bit numbers
 
 def encode(watermark: int, runs: Iterable[tuple[int, int]]) -> str:
     """The metadata of a commit at offset `watermark`; "" when nothing above it is settled."""
+    return encode_until(watermark, runs)[0]
+
+
+def encode_until(watermark: int, runs: Iterable[tuple[int, int]]) -> tuple[str, int | None]:
+    """The same, and the offset from which on it says nothing because it was cut; None: it says all."""
     data = bytearray()
     position = watermark
+    cut_at = None
     for first, end in runs:
         run = _varint(first - position) + _varint(end - first)
         if len(data) + len(run) > _MAX_BYTES:
+            cut_at = position
             break
         data += run
         position = end
-    return PREFIX + urlsafe_b64encode(data).rstrip(b"=").decode() if data else ""
+    return PREFIX + urlsafe_b64encode(data).rstrip(b"=").decode() if data else "", cut_at
 
 
 def decode(watermark: int, text: str | None) -> Runs:

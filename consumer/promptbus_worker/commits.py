@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMMIT_EVERY_S = 0.1
+SYNCHRONOUS_COMMIT_S = 120.0
+"""What the client's own commit may take when the coordinator is gone: two of its socket time-outs."""
 SLOW_COORDINATOR_S = 2.0
 """A commit unanswered for this long: do not block on another one."""
 
@@ -30,12 +32,20 @@ class Commits:
     """The way of offsets to the broker."""
 
     def __init__(
-        self, ledger: Ledger, metrics: Metrics, on_stop: Callable[[str, bool], None], clock: Clock
+        self,
+        ledger: Ledger,
+        metrics: Metrics,
+        *,
+        on_stop: Callable[[str, bool], None],
+        may_wait: Callable[[float], None],
+        clock: Clock,
     ) -> None:
-        """`on_stop` hears why the worker cannot go on, and whether a restart may mend it."""
+        """`on_stop` hears why the worker cannot go on, and whether a restart may mend it; `may_wait`, for how many
+        seconds the thread may stand still."""
         self._ledger = ledger
         self._metrics = metrics
         self._on_stop = on_stop
+        self._may_wait = may_wait
         self._clock = clock
         self._due_at = float("-inf")
         self._unanswered = 0
@@ -48,8 +58,15 @@ class Commits:
             self._due_at = now + COMMIT_EVERY_S
             self._send(consumer, self._ledger.take_commits())
 
-    def send_for(self, consumer: Consumer, ownerships: Sequence[Ownership]) -> None:
-        """Before these partitions go. Inside a callback, where polling for the answer is not possible."""
+    def send_meanwhile(self, consumer: Consumer, ownerships: Sequence[Ownership], budget_s: float) -> None:
+        """While these partitions are about to go: one commit at the end will do."""
+
+    def send_for(self, consumer: Consumer, ownerships: Sequence[Ownership], budget_s: float) -> None:
+        """Before these partitions go. Inside a callback, where polling for the answer is not possible.
+
+        It takes as long as the client's own synchronous commit does, for that cannot be told a time.
+        """
+        self._may_wait(SYNCHRONOUS_COMMIT_S)
         commits = self._ledger.take_commits(ownerships)
         if not commits:
             return
@@ -80,6 +97,13 @@ class Commits:
             if deadline.expired:
                 return
             consumer.poll(deadline.remaining_s(at_most=0.1))
+
+    def wait_s(self, at_most: float) -> float:
+        """How long the thread may wait for something else."""
+        return at_most
+
+    def forget(self) -> None:
+        """Epochs are over: the ledger knows, and that is all."""
 
     def answered(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
         """The client's commit callback, inside poll. Never raises."""

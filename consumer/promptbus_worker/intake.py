@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -26,6 +27,10 @@ from promptbus_worker.lag_report import LagReport
 from promptbus_worker.ledger import Ledger, Ownership, Tracked
 from promptbus_worker.positions import READ_TIMEOUT_S, Position, Positions
 from promptbus_worker.record import Record
+from promptbus_worker.reply_records import Outgoing
+from promptbus_worker.transactional_commits import Loop as TransactionsLoop
+from promptbus_worker.transactional_commits import TransactionalCommits
+from promptbus_worker.transactions import Transactions
 
 if TYPE_CHECKING:
     from promptbus_worker.metrics import Metrics
@@ -38,11 +43,11 @@ PAUSE_AFTER_S = 2.0
 """Without room for this long, partitions are paused and polling goes on. Pausing throws prefetched records away."""
 MAX_POLL_RECORDS = 500
 CLOSING_COMMIT_S = 3.0
-SYNCHRONOUS_COMMIT_S = 120.0
-"""What the client's own commit may take when the coordinator is gone: two of its socket time-outs."""
+LAST_COMMIT_S = 1.0
+"""Before a partition goes, whatever is left of the time for that."""
 
 
-class Loop(Protocol):
+class Loop(TransactionsLoop, Protocol):
     """The event loop's side. Each method may be called from the consumer thread and returns at once."""
 
     def accept(self, records: list[Record]) -> None:
@@ -85,10 +90,13 @@ class Intake:
         max_bytes: int,
         revoke_s: float,
         lag_report: LagReport | None = None,
+        make_transactions: Callable[[Callable[[str, bool], None]], Transactions] | None = None,
         clock: Clock = time.monotonic,
         make_consumer: Callable[[dict[str, object]], Consumer] = Consumer,
     ) -> None:
-        """`max_records` (asked at each poll) and `max_bytes` bound what is in hand; the consumer is made in `run`."""
+        """`max_records` (asked at each poll) and `max_bytes` bound what is in hand; the consumer is made in `run`.
+        `make_transactions` is given what hears why the worker cannot go on; with it, outcomes come by `write` and are
+        not `settled`."""
         self._config = {**consumer_config, "error_cb": self._client_error}
         self._topic = topic
         self._positions = positions
@@ -101,10 +109,9 @@ class Intake:
         self._clock = clock
         self._make_consumer = make_consumer
         self._ledger = Ledger()
-        self._commits = Commits(self._ledger, metrics, self._stop, clock)
-        self._config["on_commit"] = self._commits.answered
+        self._commits = self._make_commits(make_transactions)
         self._unpositioned: list[Ownership] = []
-        self._done: SimpleQueue[tuple[bool, list[Record]]] = SimpleQueue()  # (settled?, records)
+        self._done: SimpleQueue[Callable[[], None]] = SimpleQueue()  # what the event loop has to say
         self._no_room_since: float | None = None
         self._paused: bool | None = False  # None: unknown, for the set of partitions has changed
         self._held = False
@@ -118,15 +125,43 @@ class Intake:
         self.polled_at = float("-inf")
         self.joined = False
 
+    def _make_commits(
+        self, make_transactions: Callable[[Callable[[str, bool], None]], Transactions] | None
+    ) -> Commits | TransactionalCommits:
+        if make_transactions is None:
+            commits = Commits(
+                self._ledger,
+                self._metrics,
+                on_stop=self._stop,
+                may_wait=self._may_wait,
+                clock=self._clock,
+            )
+            self._config["on_commit"] = commits.answered
+            return commits
+        return TransactionalCommits(
+            self._ledger,
+            make_transactions(self._stop),
+            loop=self._loop,
+            metrics=self._metrics,
+            read_anew=self._read_anew,
+            may_wait=self._may_wait,
+            clock=self._clock,
+        )
+
     # -- called by the event loop's thread
 
     def settled(self, records: list[Record]) -> None:
         """Everything these records ask for is acknowledged."""
-        self._done.put((True, records))
+        self._done.put(partial(self._settle, records))
+
+    def write(self, records: list[Outgoing]) -> None:
+        """All that some requests are answered with: to be written and settled in one transaction."""
+        assert isinstance(self._commits, TransactionalCommits), "it was made with transactions"
+        self._done.put(partial(self._commits.take, records))
 
     def released(self, records: list[Record]) -> None:
         """These records will not be answered in this epoch."""
-        self._done.put((False, records))
+        self._done.put(partial(self._release, records))
 
     def hold(self, held: bool) -> None:
         """Pause all partitions (and keep polling), or go on."""
@@ -186,7 +221,7 @@ class Intake:
         if self._lag_report is not None:
             self._lag_report.send_if_due(consumer, self._ledger, fetching=not self._paused)
         if room <= 0 and not self._paused and not self._poll_wanted:
-            self._take_done(WAIT_FOR_ROOM_S)
+            self._take_done(self._commits.wait_s(WAIT_FOR_ROOM_S))
             return
         began = self._clock()
         records = self._poll(consumer, max(1, room))
@@ -202,7 +237,7 @@ class Intake:
 
     def _poll(self, consumer: Consumer, room: int) -> list[Record]:
         # consume(n, timeout) would wait for all n: 110 ms at low load. So wait for one, then take what is there.
-        first = consumer.poll(POLL_S)
+        first = consumer.poll(self._commits.wait_s(POLL_S))
         if first is None:
             return []
         messages = [first]
@@ -302,19 +337,20 @@ class Intake:
     # -- settled records
 
     def _take_done(self, timeout_s: float) -> None:
-        """Empty the queue of settled and released records; if it is empty, wait up to `timeout_s` for the first."""
-        try:
-            item = self._done.get(timeout=timeout_s) if timeout_s else self._done.get_nowait()
+        """Empty the queue of what the event loop has done; if it is empty, wait up to `timeout_s` for the first."""
+        with suppress(Empty):
+            take = self._done.get(timeout=timeout_s) if timeout_s else self._done.get_nowait()
             while True:
-                settled, records = item
-                for record in records:
-                    if settled:
-                        self._ledger.settle(record.ownership, record.offset)
-                    else:
-                        self._ledger.release(record.ownership, record.offset)
-                item = self._done.get_nowait()
-        except Empty:
-            return
+                take()
+                take = self._done.get_nowait()
+
+    def _settle(self, records: list[Record]) -> None:
+        for record in records:
+            self._ledger.settle(record.ownership, record.offset)
+
+    def _release(self, records: list[Record]) -> None:
+        for record in records:
+            self._ledger.release(record.ownership, record.offset)
 
     # -- rebalance, on this thread inside poll and close
 
@@ -359,6 +395,14 @@ class Intake:
                 self._unpositioned.remove(ownership)
                 self._paused = None
 
+    def _read_anew(self, consumer: Consumer) -> None:
+        """Nobody knows what was committed last: begin new epochs where the group's commits say, as after a restart."""
+        old = self._ledger.ownerships()
+        self._end(old)
+        self._unpositioned += [self._ledger.assign(o.topic, o.partition) for o in old]
+        with suppress(KafkaException):  # what is read on is dropped
+            consumer.pause([TopicPartition(o.topic, o.partition) for o in old])
+
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances_total["revoke"].inc()
         self.polled_at = self._clock()  # the group has spoken: what waits for that after a freeze may go on
@@ -369,11 +413,11 @@ class Intake:
             while self._ledger.in_hand(ownerships) and not deadline.expired and not self._finishing.is_set():
                 self._take_done(deadline.remaining_s(at_most=0.05))
                 self.progress_at = self._clock()
+                self._commits.send_meanwhile(consumer, ownerships, deadline.remaining_s())
             self._take_done(0)
+            self._commits.send_for(consumer, ownerships, max(LAST_COMMIT_S, deadline.remaining_s()))
             left = self._ledger.in_hand(ownerships)
-            self._may_wait(SYNCHRONOUS_COMMIT_S)
-            self._commits.send_for(consumer, ownerships)
-            self._end(ownerships)
+            self._end(self._owned(partitions))
             self._log_owned("revoked", partitions, unfinished=left)
         except Exception as error:
             log.exception("partitions could not be handed over")
@@ -400,6 +444,7 @@ class Intake:
         for ownership in ownerships:
             self._ledger.end(ownership)
         self._unpositioned = [ownership for ownership in self._unpositioned if ownership.live]
+        self._commits.forget()
         self._loop.forget(ownerships)
         if self._lag_report is not None:
             self._lag_report.keep_only(self._ledger)

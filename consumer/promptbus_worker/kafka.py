@@ -96,6 +96,21 @@ def producer_config(settings: Settings, client_id: str, limits: Iterable[int]) -
     }
 
 
+def transactional_config(settings: Settings, client_id: str, limits: Iterable[int]) -> dict[str, object]:
+    """The same with transactions. The id outlives the process: the next one in its slot ends what it left open."""
+    config = producer_config(settings, client_id, limits)
+    timeout_ms = settings.transaction_timeout_ms
+    return {
+        **config,
+        "transactional.id": f"{settings.kafka_group_id}-{client_id}",
+        "transaction.timeout.ms": timeout_ms,
+        # The client refuses more. It is a setting for all clients, so more of it is no mistake.
+        "socket.timeout.ms": min(timeout_ms, int(str(config.get("socket.timeout.ms", timeout_ms)))),
+        # Only what fails is reported: what is delivered is settled by the commit.
+        "delivery.report.only.error": True,
+    }
+
+
 def topics_of(settings: Settings) -> list[str]:
     """Every topic the worker reads or writes."""
     return [

@@ -1,8 +1,9 @@
-"""What every error of Kafka means and what is to be done about it: three questions, one set of tables, no I/O.
+"""What every error of Kafka means and what is to be done about it: four questions, one set of tables, no I/O.
 
-    delivery error  -> delivery_verdict(...)    what the reply writer does with the record
-    commit error    -> commit_verdict(...)      what the intake does with the offsets
-    poll error      -> consumer_verdict(...)    what the intake does with itself
+    delivery error     -> delivery_verdict(...)      what the reply writer does with the record
+    commit error       -> commit_verdict(...)        what the intake does with the offsets
+    poll error         -> consumer_verdict(...)      what the intake does with itself
+    transaction error  -> transaction_verdict(...)   what `transactions` does next; by its flags alone
 
 No client is imported: an error arrives as the name that `KafkaError.name()` gives (with a leading underscore from
 the client itself, otherwise from the broker) and its flags. A fatal error always stops: that client works no more.
@@ -41,6 +42,16 @@ class ConsumerAction(StrEnum):
     LOST = "lost"
     """The group went on without us: the epoch of every partition is over."""
     STOP = "stop"
+
+
+class TransactionAction(StrEnum):
+    """What the error of a transactional operation asks for."""
+
+    RESUME = "resume"
+    """The same operation again, and no other."""
+    ABORT = "abort"
+    STOP = "stop"
+    """This producer works no more."""
 
 
 _RIGHTS: Mapping[str, str] = {
@@ -103,7 +114,10 @@ _STOP_SENTENCES: Mapping[str, str] = {
     "_BAD_COMPRESSION": "A record in the request topic cannot be decompressed.",
     "_LOG_TRUNCATION": "The request topic lost records that were already read. Check the brokers, then start again.",
     "_FATAL": "Kafka's client library has given up for good; the log has its reason.",
-    "_FENCED": "A newer instance with the same identity has taken over.",
+    "_FENCED": (
+        "Another producer with the same transactional id has taken over, or this one stood still for longer than a "
+        "transaction may last. If it happens again and again, two supervisors have the same WORKER_INSTANCE."
+    ),
 }
 
 _LATER = frozenset(
@@ -219,6 +233,15 @@ def consumer_verdict(name: str, *, fatal: bool, retriable: bool) -> ConsumerActi
     if not retriable and name in _STOP_SENTENCES:
         return ConsumerAction.STOP
     return ConsumerAction.CARRY_ON
+
+
+def transaction_verdict(*, fatal: bool, requires_abort: bool, retriable: bool) -> TransactionAction:
+    """What to do about what a transactional operation raised. Codes mean different things in different places here."""
+    if fatal:
+        return TransactionAction.STOP
+    if requires_abort:
+        return TransactionAction.ABORT
+    return TransactionAction.RESUME if retriable else TransactionAction.STOP
 
 
 def stop_sentence(name: str, text: str) -> str:

@@ -17,12 +17,13 @@ Pure; used by one thread, the consumer's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
 from enum import Enum, auto
 from typing import NamedTuple
 
-from promptbus_worker.commit_metadata import Runs, encode
+from promptbus_worker.epoch import Commit, Epoch, Ownership, Plan
+
+__all__ = ["Commit", "Ledger", "LedgerError", "Ownership", "Place", "Plan", "Progress", "Tracked"]
 
 Place = tuple[int, int]
 """Partition and offset of a record of the request topic."""
@@ -30,15 +31,6 @@ Place = tuple[int, int]
 
 class LedgerError(Exception):
     """A move that cannot happen if the rest of the worker is right."""
-
-
-class Commit(NamedTuple):
-    """The next offset to read of a partition, with every lower one settled; what else is settled is in `metadata`."""
-
-    topic: str
-    partition: int
-    offset: int
-    metadata: str = ""
 
 
 class Tracked(Enum):
@@ -50,19 +42,6 @@ class Tracked(Enum):
     """An earlier owner has settled it: it is not to be answered again."""
     STALE = auto()
     """Not of a current epoch, or seen in it already."""
-
-
-@dataclass(eq=False, slots=True)
-class Ownership:
-    """One partition during one epoch.
-
-    `live` is written by the consumer thread and read by the event loop (a plain attribute: assignment is atomic).
-    """
-
-    topic: str
-    partition: int
-    epoch: int
-    live: bool = True
 
 
 class Progress(NamedTuple):
@@ -78,56 +57,11 @@ class Progress(NamedTuple):
     last_ms: int | None
 
 
-@dataclass(slots=True)
-class _Partition:
-    ownership: Ownership
-    begins_at: int | None = None  # None until the position is known
-    sent: tuple[int, str] | None = None  # offset and metadata last taken to be committed
-    last_tracked: int = -1
-    last_ms: int = -1
-    unsettled: dict[int, tuple[int | None, int]] = field(
-        default_factory=dict
-    )  # offset → bytes (None once released) and timestamp; in order
-    settled_before: Runs = field(default_factory=list)  # by an earlier owner, from `last_tracked` on
-    records: int = 0  # in hand
-    bytes: int = 0
-
-    @property
-    def watermark(self) -> int:
-        assert self.begins_at is not None, "the epoch has begun"
-        return next(iter(self.unsettled), max(self.begins_at, self.last_tracked + 1))
-
-    def settled_above_watermark(self) -> Iterator[tuple[int, int]]:
-        """Everything between two unsettled offsets is settled, or does not exist and never will."""
-        read_to = max(self.begins_at or 0, self.last_tracked + 1)
-        first = self.watermark
-        for offset in self.unsettled:
-            if offset > first:
-                yield first, offset
-            first = offset + 1
-        # What this owner has settled last, and what an earlier one has behind it, may touch.
-        end = read_to
-        for next_first, next_end in self.settled_before:
-            if next_first > end:
-                if end > first:
-                    yield first, end
-                first = next_first
-            end = next_end
-        if end > first:
-            yield first, end
-
-    def is_settled_before(self, offset: int) -> bool:
-        """Whether an earlier owner has settled it. Asked in the order of offsets: what lies below is forgotten."""
-        while self.settled_before and self.settled_before[0][1] <= offset:
-            del self.settled_before[0]
-        return bool(self.settled_before) and self.settled_before[0][0] <= offset
-
-
 class Ledger:
     """The offsets of every owned partition."""
 
     def __init__(self) -> None:
-        self._partitions: dict[tuple[str, int], _Partition] = {}
+        self._partitions: dict[tuple[str, int], Epoch] = {}
         self._epoch = 0
         self._records = 0
         self._bytes = 0
@@ -163,7 +97,7 @@ class Ledger:
             raise LedgerError(f"{topic}[{partition}] is owned already")
         self._epoch += 1
         ownership = Ownership(topic, partition, self._epoch)
-        self._partitions[key] = _Partition(ownership)
+        self._partitions[key] = Epoch(ownership)
         return ownership
 
     def begin(
@@ -185,8 +119,9 @@ class Ledger:
             raise LedgerError(f"{ownership.topic}[{ownership.partition}] cannot begin")
         part.begins_at = watermark
         part.settled_before = list(settled_before)
+        part.last_settled = part.settled_before[-1][1] - 1 if part.settled_before else -1
         if committed:
-            part.sent = (watermark, encode(watermark, part.settled_above_watermark()))
+            part.sent = part.progress()
         else:
             self._moved.add((ownership.topic, ownership.partition))
 
@@ -237,6 +172,8 @@ class Ledger:
         if not self._let_go(part, offset):
             raise LedgerError(f"{ownership.topic}[{ownership.partition}] offset {offset} cannot be settled")
         del part.unsettled[offset]
+        if offset > part.last_settled:
+            part.last_settled = offset
         self._moved.add((ownership.topic, ownership.partition))
         return True
 
@@ -273,12 +210,36 @@ class Ledger:
         for key in keys:
             self._moved.discard(key)
             part = self._partitions[key]
-            watermark = part.watermark
-            taken = (watermark, encode(watermark, part.settled_above_watermark()))
+            taken = part.progress()
             if taken != part.sent:
                 part.sent = taken
                 commits.append(Commit(*key, *taken))
         return commits
+
+    def plan(self, offsets: Mapping[Ownership, Collection[int]]) -> list[Plan]:
+        """What to commit if these offsets, which are in hand, are settled together with the commit.
+
+        It has the partitions in which something changes by that, and all others that have moved since the last commit.
+        Nothing is changed: once that is committed, tell it by `committed`.
+        """
+        plans = []
+        moved = [self._partitions[key].ownership for key in self._moved]
+        for ownership in dict.fromkeys([*offsets, *moved]):
+            part = self._find(ownership)
+            if part is not None and part.begins_at is not None:
+                plan = part.plan(offsets.get(ownership, ()))
+                if plan.offsets or part.sent != (plan.commit.offset, plan.commit.metadata):
+                    plans.append(plan)
+        return plans
+
+    def committed(self, plan: Plan) -> None:
+        """This was committed, and its offsets are settled with it."""
+        for offset in plan.offsets:
+            self.settle(plan.ownership, offset)
+        part = self._find(plan.ownership)
+        if part is not None:
+            part.sent = plan.commit.offset, plan.commit.metadata
+            self._moved.discard((plan.ownership.topic, plan.ownership.partition))
 
     def commit_failed(self, topic: str, partition: int) -> None:
         """The commit taken for this partition did not reach the broker: it will be taken again."""
@@ -287,7 +248,7 @@ class Ledger:
             part.sent = None
             self._moved.add((topic, partition))
 
-    def _let_go(self, part: _Partition, offset: int) -> bool:
+    def _let_go(self, part: Epoch, offset: int) -> bool:
         size, timestamp_ms = part.unsettled.get(offset, (None, -1))
         if size is None:
             return False
@@ -298,7 +259,7 @@ class Ledger:
         self._bytes -= size
         return True
 
-    def _find(self, ownership: Ownership) -> _Partition | None:
+    def _find(self, ownership: Ownership) -> Epoch | None:
         part = self._partitions.get((ownership.topic, ownership.partition))
         return part if part is not None and part.ownership is ownership else None
 

@@ -11,11 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from confluent_kafka import KafkaException, Producer
+from confluent_kafka.admin import AdminClient
 
 from promptbus_worker import kafka
+from promptbus_worker.acknowledged_replies import AcknowledgedReplies, DeliveryError
+from promptbus_worker.acknowledged_replies import Producer as ReplyProducer
 from promptbus_worker.admission import Admission, Limits
 from promptbus_worker.batcher import Batcher
 from promptbus_worker.broker_watch import BrokerWatch
@@ -28,13 +32,15 @@ from promptbus_worker.ledger import Ownership
 from promptbus_worker.limiter import Limiter
 from promptbus_worker.model import InferenceClient, ModelSpec
 from promptbus_worker.positions import Positions
-from promptbus_worker.record import Record
-from promptbus_worker.replies import Producer as ReplyProducer
+from promptbus_worker.record import Pending, Record
 from promptbus_worker.replies import Replies
-from promptbus_worker.reply_records import ReplyRecords
+from promptbus_worker.reply_records import Outgoing, ReplyRecords
 from promptbus_worker.settings import Settings
 from promptbus_worker.startup import Surroundings
 from promptbus_worker.tracing import OFF, Tracing
+from promptbus_worker.transactional_replies import TransactionalReplies
+from promptbus_worker.transactions import Producer as TransactionalProducer
+from promptbus_worker.transactions import Transactions
 from promptbus_worker.worker_process import Exit
 
 if TYPE_CHECKING:
@@ -42,6 +48,8 @@ if TYPE_CHECKING:
 
 BATCHES_IN_HAND_PER_SLOT = 32
 """Batches' worth of records in hand per batch in flight: the next ones wait while the last ones' replies settle."""
+TIMES_WITH_TRANSACTIONS = 4
+"""So many times as much then: nothing settles before its transaction is over, and meanwhile nothing is polled."""
 MAX_BYTES_IN_HAND = 32 << 20
 CALLS_PER_INSTANCE = 2
 """Batches in flight per model instance to begin with: one runs while the next one waits at Triton's door."""
@@ -69,6 +77,7 @@ class Path:
         specs = surroundings.specs
         limiters = {name: new_limiter(settings, spec) for name, spec in specs.items()}
         first_limits = {name: limiter.limit for name, limiter in limiters.items()}
+        transactional = settings.worker_delivery == "transactional"
 
         def batch_size(model: str) -> int:
             return min(specs[model].max_batch_size, settings.batch_max_size or specs[model].max_batch_size)
@@ -76,7 +85,8 @@ class Path:
         def max_records() -> int:
             # Never less than at the start: a limit that is low for a moment must not empty the waiting room.
             batches = {name: max(limiter.limit, first_limits[name]) for name, limiter in limiters.items()}
-            return BATCHES_IN_HAND_PER_SLOT * sum(batch_size(name) * batches[name] for name in batches)
+            times = BATCHES_IN_HAND_PER_SLOT * (TIMES_WITH_TRANSACTIONS if transactional else 1)
+            return times * sum(batch_size(name) * batches[name] for name in batches)
 
         self.intake = Intake(
             kafka.consumer_config(settings, name),
@@ -88,24 +98,47 @@ class Path:
             max_bytes=MAX_BYTES_IN_HAND,
             revoke_s=settings.worker_revoke_s,
             lag_report=LagReport.from_environment(),
+            make_transactions=partial(self._transactions, settings, name, surroundings.limits)
+            if transactional
+            else None,
         )
         gates = Gates(specs)
-        self._kafka_producer = self._producer(settings, name, surroundings.limits)
         self._brokers = BrokerWatch(self._ask_broker, settings.kafka_bootstrap, time.monotonic)
-        self.replies = Replies(
-            cast(ReplyProducer, self._kafka_producer),  # its annotations are wider
-            ReplyRecords(
-                surroundings.limits, dead_letter_topic=settings.kafka_dead_letter_topic, worker=name
-            ),
-            metrics=metrics,
-            on_answered=lambda request, now: self.dispatcher.answered(request, now),
-            on_settled=self._settled,
-            on_stop=self._stop,
-            must_wait=lambda: self.dispatcher.must_poll_first(),
-            tracing=tracing,
-            clock=time.monotonic,
-            wall_clock=time.time,
+        self._client: Producer | AdminClient
+        records = ReplyRecords(
+            surroundings.limits, dead_letter_topic=settings.kafka_dead_letter_topic, worker=name
         )
+        self.replies: Replies
+        if transactional:
+            self._client = kafka.admin_client(settings, name)
+            self.replies = self._transactional_replies = TransactionalReplies(
+                self.intake.write,
+                records,
+                metrics=metrics,
+                on_answered=self._answered,
+                on_settled=self._committed,
+                on_stop=self._stop,
+                tracing=tracing,
+                clock=time.monotonic,
+                wall_clock=time.time,
+            )
+        else:
+            config = kafka.producer_config(settings, name, surroundings.limits.values())
+            # The only place where a fatal error of the producer says that it is one; heard inside poll, on this loop.
+            config["error_cb"] = self._producer_error
+            self._client = Producer(config)
+            self.replies = self._acknowledged_replies = AcknowledgedReplies(
+                cast(ReplyProducer, self._client),  # its annotations are wider
+                records,
+                metrics=metrics,
+                on_answered=self._answered,
+                on_settled=self._settled,
+                on_stop=self._stop,
+                must_wait=self._must_wait,
+                tracing=tracing,
+                clock=time.monotonic,
+                wall_clock=time.time,
+            )
         self.dispatcher = Dispatcher(
             admission=Admission(limits_of(settings), specs, settings.models[0]),
             batcher=Batcher(
@@ -128,27 +161,45 @@ class Path:
         )
         self._thread = threading.Thread(target=self.intake.run, name="kafka-consumer", daemon=True)
 
-    def _producer(self, settings: Settings, name: str, limits: Mapping[str, int]) -> Producer:
-        config = kafka.producer_config(settings, name, limits.values())
-        # The only place where a fatal error of the producer says that it is one; heard inside poll, on this loop.
-        config["error_cb"] = lambda error: self.replies.client_error(error)
-        return Producer(config)
+    def _transactions(
+        self, settings: Settings, name: str, limits: Mapping[str, int], on_stop: Callable[[str, bool], None]
+    ) -> Transactions:
+        def stop(reason: str, restart: bool) -> None:
+            self._soon(self._transactional_replies.give_up)
+            on_stop(reason, restart)
+
+        config = kafka.transactional_config(settings, name, limits.values())
+        return Transactions(
+            lambda: cast(TransactionalProducer, Producer(config)),  # its annotations are wider
+            timeout_s=settings.transaction_timeout_ms / 1000,
+            on_stop=stop,
+            clock=time.monotonic,
+        )
+
+    def _producer_error(self, error: DeliveryError) -> None:
+        self._acknowledged_replies.client_error(error)
+
+    def _must_wait(self) -> bool:
+        return self.dispatcher.must_poll_first()
+
+    def _answered(self, request: Pending, now: float) -> None:
+        self.dispatcher.answered(request, now)
 
     def _stop(self, reason: str, restart: bool) -> None:
         self._on_stop(Exit.FAILED if restart else Exit.GAVE_UP, reason)
 
     def connect(self) -> None:
-        """Connect the producer; blocks, so call it in another thread.
+        """Connect the client; blocks, so call it in another thread.
 
         An idempotent producer asks for its id when metadata arrives; finding no broker connected, as at the first
         answer while the bootstrap connection is being replaced, it looks again after 500 ms. The second finds one.
         """
         with suppress(KafkaException):
             for _ in range(2):
-                self._kafka_producer.list_topics(timeout=CONNECT_S)
+                self._client.list_topics(timeout=CONNECT_S)
 
     def _ask_broker(self) -> None:
-        self._kafka_producer.list_topics(timeout=CONNECT_S)
+        self._client.list_topics(timeout=CONNECT_S)
 
     def start(self) -> None:
         """Begin to consume."""
@@ -175,6 +226,10 @@ class Path:
                     await self._drain_begun.wait()
                     return True
         return False
+
+    def _committed(self, _: list[Record]) -> None:
+        """The consumer's thread has settled them."""
+        self.dispatcher.pump()
 
     def _settled(self, records: list[Record]) -> None:
         self.intake.settled(records)
@@ -203,6 +258,18 @@ class Path:
             self._drain_begun.set()
 
         self._soon(begin)
+
+    def written(self, records: list[Outgoing]) -> None:
+        """A transaction with these is committed."""
+        self._soon(self._transactional_replies.written, records)
+
+    def dropped(self, records: list[Outgoing]) -> None:
+        """These are somebody else's to write."""
+        self._soon(self._transactional_replies.dropped, records)
+
+    def refused(self, records: list[Outgoing], too_large: list[Outgoing]) -> None:
+        """Some records do not fit their topics."""
+        self._soon(self._transactional_replies.refused, records, too_large)
 
     def stop(self, reason: str, restart: bool) -> None:
         """The consumer cannot go on."""

@@ -16,6 +16,15 @@ _OTHER_PROTOCOLS_KEYS = {
 }
 """By group protocol: what librdkafka refuses with it. (More of them are refused always.)"""
 
+TRANSACTION_TIMEOUT_MS = 10_000
+"""A transaction lasts milliseconds, and what a dead worker left open holds readers and the next owner up."""
+
+_OTHER_PROTOCOLS_KEYS = {
+    "classic": frozenset({"group.remote.assignor"}),
+    "consumer": frozenset({"heartbeat.interval.ms", "group.protocol.type"}),
+}
+"""By group protocol: what librdkafka refuses with it. (More of them are refused always.)"""
+
 
 class Settings(MetricsSettings, TritonSettings, KafkaSettings):
     """Everything that can be set. Explicit contradictions are refused in a sentence that names both fields."""
@@ -74,8 +83,9 @@ class Settings(MetricsSettings, TritonSettings, KafkaSettings):
     worker_processes: int = Field(
         default=1, ge=1, le=256, description="Worker processes under the supervisor"
     )
-    worker_delivery: Literal["at_least_once"] = Field(
-        default="at_least_once", description="Delivery guarantee"
+    worker_delivery: Literal["at_least_once", "transactional"] = Field(
+        default="at_least_once",
+        description="`at_least_once`: a crash may repeat replies; `transactional`: no reply is seen twice, see below",
     )
     worker_ordering: Literal["none", "key"] = Field(
         default="none",
@@ -145,6 +155,8 @@ class Settings(MetricsSettings, TritonSettings, KafkaSettings):
                 f"WORKER_REVOKE_S ({self.worker_revoke_s:g} s) must be below "
                 f"KAFKA_SESSION_TIMEOUT_MS ({self.kafka_session_timeout_ms} ms)"
             )
+        if self.worker_delivery == "transactional":
+            self._check_transactions(classic=classic)
         if self.worker_stuck_s is not None and self.worker_stuck_s <= self.triton_timeout_s:
             raise ValueError(
                 f"WORKER_STUCK_S ({self.worker_stuck_s:g} s) must be above TRITON_TIMEOUT_S "
@@ -155,6 +167,31 @@ class Settings(MetricsSettings, TritonSettings, KafkaSettings):
             if topic in self.reply_topics_allowed:
                 raise ValueError(f"KAFKA_REPLY_TOPICS_ALLOWED names {topic!r}, which is {name.upper()}")
         return self
+
+    def _check_transactions(self, *, classic: bool) -> None:
+        if self.worker_instance is None and self.metrics_port == 0:
+            raise ValueError(
+                "WORKER_DELIVERY=transactional needs a name that is this supervisor's alone and stays the same, which "
+                "METRICS_PORT=0 does not give: set WORKER_INSTANCE"
+            )
+        timeout_ms = self.transaction_timeout_ms
+        if classic and timeout_ms > self.kafka_session_timeout_ms:
+            raise ValueError(
+                f"KAFKA_PRODUCER__TRANSACTION_TIMEOUT_MS ({timeout_ms}) must not be above "
+                f"KAFKA_SESSION_TIMEOUT_MS ({self.kafka_session_timeout_ms})"
+            )
+        message_ms = self.producer_overrides().get("message.timeout.ms")
+        if message_ms is not None and not 0 < int(message_ms) <= timeout_ms:
+            raise ValueError(
+                f"KAFKA_PRODUCER__MESSAGE_TIMEOUT_MS ({message_ms}) must not be above "
+                f"KAFKA_PRODUCER__TRANSACTION_TIMEOUT_MS ({timeout_ms})"
+            )
+
+    @property
+    def transaction_timeout_ms(self) -> int:
+        """After how long the brokers abort a transaction; no longer than a session, so that no zombie holds one."""
+        given = self.producer_overrides().get("transaction.timeout.ms")
+        return min(TRANSACTION_TIMEOUT_MS, self.kafka_session_timeout_ms) if given is None else int(given)
 
     @property
     def reply_topics_allowed(self) -> frozenset[str]:

@@ -36,8 +36,10 @@ SHORT_SESSIONS = {
     "group.consumer.session.timeout.ms": "6000",
     "group.consumer.min.heartbeat.interval.ms": "1000",
     "group.consumer.heartbeat.interval.ms": "1000",
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
 }
-"""Properties of a broker: what workers with KAFKA_GROUP_PROTOCOL=consumer cannot ask for themselves."""
+"""Properties of a broker: what workers with KAFKA_GROUP_PROTOCOL=consumer cannot ask for themselves, and how often it
+looks for transactions that are too old."""
 
 # `promptbus worker` with another program as its worker process.
 SUPERVISOR = """
@@ -192,6 +194,8 @@ class System:
             **self.env,
             **more,
         }
+        # Transactions need a name of its own for each supervisor.
+        made.setdefault("WORKER_INSTANCE", f"{self.group}-{len(self.workers)}")
         if made.get("KAFKA_GROUP_PROTOCOL") == CONSUMER:
             del made["KAFKA_SESSION_TIMEOUT_MS"]  # see SHORT_SESSIONS
         return made
@@ -299,6 +303,10 @@ class System:
         """Read dead letters until there are `count`."""
         return self._dead_reader.records(count, within_s)
 
+    def every_dead_letter(self, within_s: float = 60.0) -> list[Read]:
+        """All dead letters that are there now."""
+        return self._dead_reader.everything(within_s)
+
     def all_dead_letters(self, for_s: float = 1.0) -> list[Read]:
         """All dead letters, after nothing new came for a while."""
         return self._dead_reader.all_records(for_s)
@@ -380,15 +388,24 @@ class Reader:
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",
+            "enable.partition.eof": True,
             **_QUIET,
         }
         self._consumer = Consumer(config)
-        self._consumer.assign([TopicPartition(topic, number, 0) for number in range(partitions)])
+        self._partitions = [TopicPartition(topic, number, 0) for number in range(partitions)]
+        self._consumer.assign(self._partitions)
+        self._read_to: dict[int, int] = {}
         self.read: list[Read] = []
         self._replies: dict[str, list[Reply]] = defaultdict(list)
 
     def _poll(self, timeout_s: float) -> int:
-        messages = [m for m in self._consumer.consume(1000, timeout_s) if m.error() is None]
+        messages = []
+        for message in self._consumer.consume(1000, timeout_s):
+            error = message.error()
+            if error is None:
+                messages.append(message)
+            elif error.name() == "_PARTITION_EOF":
+                self._read_to[message.partition() or 0] = message.offset() or 0
         for message in messages:
             headers = message.headers() or []
             pairs = headers.items() if isinstance(headers, dict) else headers
@@ -451,6 +468,17 @@ class Reader:
             left = deadline - time.monotonic()
             assert left > 0, f"only {len(self.read)} of {count} records within {within_s:g} s"
             self._poll(min(0.2, left))
+        return self.read
+
+    def everything(self, within_s: float) -> list[Read]:
+        """All records up to where the topic ends now. Offsets do not tell how many: transactions leave marks."""
+        ends = [
+            self._consumer.get_watermark_offsets(partition, within_s)[1] for partition in self._partitions
+        ]
+        deadline = time.monotonic() + within_s
+        while unread := [n for n, end in enumerate(ends) if end > self._read_to.get(n, 0)]:
+            assert time.monotonic() < deadline, f"partitions {unread} were not read within {within_s:g} s"
+            self._poll(0.2)
         return self.read
 
     def close(self) -> None:

@@ -6,9 +6,11 @@ comes out of them, errors are elements among the messages, a commit is answered 
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty
 from typing import Protocol, cast
 
@@ -28,6 +30,8 @@ from promptbus_worker.ledger import Ownership
 from promptbus_worker.metrics import Metrics
 from promptbus_worker.positions import Positions
 from promptbus_worker.record import Record
+from promptbus_worker.reply_records import Outgoing
+from promptbus_worker.transactions import Transactions
 
 TOPIC = "requests"
 METRICS = Metrics(["gpt4_nano"])  # the counts of all tests together: making one costs more than a test
@@ -56,6 +60,9 @@ class Group:
         self.committed: dict[int, int] = {}
         self.metadata: dict[int, str] = {}
         self.check_commit: Callable[[int, int, str], None] = lambda partition, offset, metadata: None
+        self.generation = 1
+        self.unstable: set[int] = set()
+        """Partitions with offsets in a transaction that is not resolved: their commits cannot be read."""
 
     def produce(self, partition: int = 0, *, count: int = 1, gap: int = 1) -> None:
         """Records at the end; `gap` more than 1 leaves offsets out."""
@@ -115,6 +122,7 @@ class FakeConsumer:
     """The next question for an end of a partition's log is answered with this."""
     answering: bool = True
     """Whether asynchronous commits are ever answered."""
+    generation: int = 1
     before_poll: Callable[[], None] = _nothing
     before_consume: Callable[[], None] = _nothing
 
@@ -172,7 +180,8 @@ class FakeConsumer:
                 p.topic,
                 p.partition,
                 self.group.committed.get(p.partition, -1001),
-                self.committed_errors.pop(p.partition, None),
+                self.committed_errors.pop(p.partition, None)
+                or (kafka_error("_TIMED_OUT") if p.partition in self.group.unstable else None),
                 self.group.metadata.get(p.partition, ""),
             )
             for p in partitions
@@ -217,6 +226,10 @@ class FakeConsumer:
         self._called("seek", partition.partition, partition.offset)
         self.position[partition.partition] = partition.offset
 
+    def consumer_group_metadata(self) -> bytes:
+        """As the real one: a mark, the generation, and the names of group and member."""
+        return b"CGMDv2:" + struct.pack("=i", self.generation) + b"g\0\0\1"
+
     def unsubscribe(self) -> None:
         """Without it the real client does not leave a group in which it owns nothing."""
         self.calls.append(("unsubscribe",))
@@ -241,6 +254,8 @@ class FakeConsumer:
 
     def rebalance(self, kind: str, *partitions: int) -> None:
         """The callback, and what the client does after it."""
+        if kind == "assign":
+            self.generation = self.group.generation
         try:
             self._callbacks[kind](cast(Consumer, self), [TopicPartition(TOPIC, p) for p in partitions])
         finally:
@@ -289,6 +304,9 @@ class RecordingLoop:
         self.drained: list[list[Ownership]] = []
         self.stopped: list[tuple[str, bool]] = []
         self.troubles: list[str] = []
+        self.written_records: list[Outgoing] = []
+        self.dropped_records: list[Outgoing] = []
+        self.refused_records: list[tuple[list[Outgoing], list[Outgoing]]] = []
         self.on_release: Callable[[Sequence[Ownership]], None] = lambda ownerships: None
         self.on_forget: Callable[[Sequence[Ownership]], None] = lambda ownerships: None
 
@@ -304,6 +322,15 @@ class RecordingLoop:
 
     def drain_now(self, ownerships: Sequence[Ownership]) -> None:
         self.drained.append(list(ownerships))
+
+    def written(self, records: list[Outgoing]) -> None:
+        self.written_records += records
+
+    def dropped(self, records: list[Outgoing]) -> None:
+        self.dropped_records += records
+
+    def refused(self, records: list[Outgoing], too_large: list[Outgoing]) -> None:
+        self.refused_records.append((records, too_large))
 
     def stop(self, reason: str, restart: bool) -> None:
         self.stopped.append((reason, restart))
@@ -349,6 +376,7 @@ class Rig:
         start_at_end: bool = False,
         lag_report: LagReport | None = None,
         clock: FakeClock | None = None,
+        make_transactions: Callable[[FakeClock, Callable[[str, bool], None]], Transactions] | None = None,
     ) -> None:
         self.group = group if group is not None else Group()
         self.clock = clock or FakeClock()
@@ -366,6 +394,7 @@ class Rig:
             max_bytes=max_bytes,
             revoke_s=revoke_s,
             lag_report=lag_report,
+            make_transactions=None if make_transactions is None else partial(make_transactions, self.clock),
             clock=self.clock,
             make_consumer=self._make,
         )

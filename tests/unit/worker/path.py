@@ -11,6 +11,7 @@ from itertools import chain
 from confluent_kafka import KafkaException
 
 from promptbus.messages import Headers, Reply, decode_reply
+from promptbus_worker.acknowledged_replies import AcknowledgedReplies, DeliveryError
 from promptbus_worker.admission import Admission, Limits
 from promptbus_worker.batcher import Batcher
 from promptbus_worker.dispatcher import Dispatcher
@@ -21,7 +22,6 @@ from promptbus_worker.metrics import Metrics
 from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec
 from promptbus_worker.outcomes import CallError, CallFailure
 from promptbus_worker.record import Record
-from promptbus_worker.replies import DeliveryError, Replies
 from promptbus_worker.reply_records import ReplyRecords
 from promptbus_worker.tracing import OFF, Tracing
 from tests.unit.worker.virtual_time import loop
@@ -239,7 +239,7 @@ class Path:
             minimum=self.concurrency if fixed else 1,
             maximum=self.concurrency_max or self.concurrency,
         )
-        self.replies = Replies(
+        self.replies = AcknowledgedReplies(
             self.broker,
             ReplyRecords(self.limits, dead_letter_topic="dead", worker="test-0"),
             metrics=self.metrics,

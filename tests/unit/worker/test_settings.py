@@ -155,6 +155,21 @@ def test_settings_cannot_be_changed_afterwards() -> None:
             {"KAFKA_CONSUMER__GROUP_REMOTE_ASSIGNOR": "range"},
             ["KAFKA_GROUP_PROTOCOL=classic", "KAFKA_CONSUMER__GROUP_REMOTE_ASSIGNOR"],
         ),
+        (
+            {"WORKER_DELIVERY": "transactional", "METRICS_PORT": "0"},
+            ["WORKER_DELIVERY=transactional", "METRICS_PORT=0", "WORKER_INSTANCE"],
+        ),
+        (
+            {"WORKER_DELIVERY": "transactional", "KAFKA_PRODUCER__TRANSACTION_TIMEOUT_MS": "60000"},
+            ["KAFKA_PRODUCER__TRANSACTION_TIMEOUT_MS (60000)", "KAFKA_SESSION_TIMEOUT_MS (45000)"],
+        ),
+        (
+            {"WORKER_DELIVERY": "transactional", "KAFKA_PRODUCER__MESSAGE_TIMEOUT_MS": "10001"},
+            [
+                "KAFKA_PRODUCER__MESSAGE_TIMEOUT_MS (10001)",
+                "KAFKA_PRODUCER__TRANSACTION_TIMEOUT_MS (10000)",
+            ],
+        ),
         ({"TRITON_MODEL": "a,b,a"}, ["TRITON_MODEL"]),
         ({"TRITON_MODEL": " , "}, ["TRITON_MODEL"]),
     ],
@@ -177,6 +192,14 @@ def test_a_contradiction_is_refused_in_a_sentence_that_names_both(
         {"KAFKA_GROUP_PROTOCOL": "consumer", "KAFKA_CONSUMER__GROUP_REMOTE_ASSIGNOR": "range"},
         {"KAFKA_CONSUMER__HEARTBEAT_INTERVAL_MS": "500"},
         {"WORKER_STUCK_S": "30.1", "TRITON_TIMEOUT_S": "30"},
+        {"WORKER_DELIVERY": "transactional", "METRICS_PORT": "0", "WORKER_INSTANCE": "pod-0"},
+        {
+            "WORKER_DELIVERY": "transactional",
+            "KAFKA_SESSION_TIMEOUT_MS": "6000",
+            "KAFKA_PRODUCER__TRANSACTION_TIMEOUT_MS": "6000",
+            "KAFKA_PRODUCER__MESSAGE_TIMEOUT_MS": "6000",
+        },
+        {"METRICS_PORT": "0"},
         {"TRITON_TIMEOUT_S": "3600"},
         {"KAFKA_REPLY_TOPICS_ALLOWED": "inference-results, other"},
     ],
@@ -197,7 +220,7 @@ def test_what_just_fits_together_is_taken(environment: dict[str, str]) -> None:
         ("KAFKA_GROUP_PROTOCOL", "share"),
         ("KAFKA_SESSION_TIMEOUT_MS", "5999"),
         ("WORKER_PROCESSES", "0"),
-        ("WORKER_DELIVERY", "transactional"),  # not there yet, so it must not be taken silently
+        ("WORKER_DELIVERY", "exactly_once"),
         ("WORKER_ORDERING", "partition"),
         ("METRICS_PORT", "65536"),
         ("LOG_LEVEL", "loud"),

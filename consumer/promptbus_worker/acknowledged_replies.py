@@ -1,0 +1,248 @@
+"""At-least-once: writes each reply at once, and settles a record once the broker has acknowledged all that it asks for.
+
+Everything here runs on the event loop, which alone produces and alone serves delivery reports: a timer serves them
+every millisecond or so while any is due, so that they arrive in bulk and settle in bulk.
+
+librdkafka tells of failures in two ways. A delivery report names an error, but its flags (fatal, retriable) are
+always false. What `produce` and `poll` raise, and what the error callback hears, has true flags. So reports are
+judged by name, and the other two decide about fatal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from confluent_kafka import KafkaException
+
+from promptbus_worker.deadline import Clock
+from promptbus_worker.kafka_outcomes import (
+    DeliveryAction,
+    delivery_verdict,
+    needs_operator,
+    stop_sentence,
+)
+from promptbus_worker.record import Pending, Record, about
+from promptbus_worker.replies import Replies
+from promptbus_worker.reply_records import Outgoing, ReplyRecords
+from promptbus_worker.tracing import OFF, Tracing
+
+if TYPE_CHECKING:
+    from promptbus_worker.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+RESEND_AFTER_S = 0.5
+BULK_S = 0.05
+"""While more waits, replies are collected for this long: each partition then gets a few large produce requests
+instead of many of one record, which cost the broker several times as much."""
+_SHORTEST_TICK_S = 0.001
+_LONGEST_TICK_S = 0.02
+
+
+class DeliveryError(Protocol):
+    """What is used of confluent_kafka.KafkaError."""
+
+    def name(self) -> str: ...
+    def str(self) -> str: ...
+    def fatal(self) -> bool: ...
+    def retriable(self) -> bool: ...
+
+
+class Producer(Protocol):
+    """What is used of confluent_kafka.Producer.
+
+    `produce` raises BufferError while its queue is full, and KafkaException like `poll`.
+    """
+
+    def produce(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None,
+        *,
+        headers: list[tuple[str, bytes | None]],
+        on_delivery: Callable[[DeliveryError | None, object], None],
+    ) -> None: ...
+
+    def poll(self, timeout: float) -> int: ...
+
+
+class AcknowledgedReplies(Replies):
+    """Replies through an idempotent producer."""
+
+    def __init__(
+        self,
+        producer: Producer,
+        records: ReplyRecords,
+        *,
+        metrics: Metrics,
+        on_answered: Callable[[Pending, float], None],
+        on_settled: Callable[[list[Record]], None],
+        on_stop: Callable[[str, bool], None],
+        must_wait: Callable[[], bool],
+        tracing: Tracing = OFF,
+        clock: Clock,
+        wall_clock: Clock,
+    ) -> None:
+        """`must_wait`: whether what lay here for a while may not be sent yet, for somebody else may own its partition
+        by now. The others as in `Replies`."""
+        super().__init__(
+            records,
+            metrics=metrics,
+            on_answered=on_answered,
+            on_settled=on_settled,
+            on_stop=on_stop,
+            tracing=tracing,
+            clock=clock,
+            wall_clock=wall_clock,
+        )
+        self._producer = producer
+        self._must_wait = must_wait
+        self._collected: list[Outgoing] = []
+        self._unsent: deque[Outgoing] = deque()
+        self._settled: list[Pending] = []
+        self._tick: asyncio.TimerHandle | None = None
+        self._tick_s = _SHORTEST_TICK_S
+        self._failed_for_good = False
+
+    @property
+    def congested(self) -> bool:
+        """Whether the producer's queue is full: dispatch nothing more until it is not."""
+        return bool(self._unsent)
+
+    # -- producing
+
+    def _send(self, outgoing: Outgoing) -> None:
+        self._due += 1
+        self._all_acknowledged.clear()
+        if self.in_bulk:
+            self._collect(outgoing)
+        else:
+            self._produce(outgoing)
+        if self._tick is None:
+            self._tick_s = _SHORTEST_TICK_S
+            self._tick = asyncio.get_running_loop().call_later(self._tick_s, self._serve)
+
+    def _collect(self, outgoing: Outgoing) -> None:
+        if not self._collected:
+            asyncio.get_running_loop().call_later(BULK_S, self._produce_collected)
+        self._collected.append(outgoing)
+
+    def _produce_collected(self) -> None:
+        if self._must_wait():
+            asyncio.get_running_loop().call_later(BULK_S, self._produce_collected)
+            return
+        collected, self._collected = self._collected, []
+        for outgoing in collected:
+            self._produce(outgoing)
+
+    def _produce(self, outgoing: Outgoing) -> None:
+        if not outgoing.pending.record.ownership.live:
+            self._drop(outgoing)  # the next owner answers it
+            return
+        if self._unsent:  # behind those, or replies of one key would change their order
+            self._unsent.append(outgoing)
+            return
+        self._try_to_produce(outgoing)
+
+    def _try_to_produce(self, outgoing: Outgoing) -> bool:
+        """False: the producer's queue is full, and this record first in the line of the unsent."""
+        try:
+            self._producer.produce(
+                outgoing.topic,
+                outgoing.value,
+                outgoing.key,
+                headers=outgoing.headers,
+                on_delivery=partial(self._delivered, outgoing),
+            )
+        except BufferError:
+            self._unsent.appendleft(outgoing)
+            return False
+        except KafkaException as error:
+            self._failed(outgoing, error.args[0])
+        return True
+
+    def _serve(self) -> None:
+        """Serve delivery reports, try again what did not fit into the producer's queue, settle."""
+        served = 0
+        try:
+            served = self._producer.poll(0)
+            if self._unsent and not self._must_wait():
+                self._produce_unsent()
+            if self._settled:
+                settled, self._settled = self._settled, []
+                self._settle(settled)
+        except KafkaException as error:
+            self.client_error(error.args[0])
+        except Exception:
+            log.exception("serving delivery reports failed by a defect of the worker")
+        finally:
+            self._tick = None
+            if self._failed_for_good or not self._due:
+                self._all_acknowledged.set()
+            else:
+                shortest = BULK_S / 2 if self.in_bulk else _SHORTEST_TICK_S
+                self._tick_s = shortest if served else min(_LONGEST_TICK_S, self._tick_s * 1.5)
+                self._tick = asyncio.get_running_loop().call_later(self._tick_s, self._serve)
+
+    def _produce_unsent(self) -> None:
+        while self._unsent:
+            outgoing = self._unsent.popleft()
+            if not outgoing.pending.record.ownership.live:
+                self._drop(outgoing)
+            elif not self._try_to_produce(outgoing):
+                return
+
+    def client_error(self, error: DeliveryError) -> None:
+        """An error of the client as a whole, raised or from its error callback: only a fatal one matters."""
+        if error.fatal():
+            self._failed_for_good = True
+            self._stop_for(error, "The Kafka producer failed for good.")
+
+    def _stop_for(self, error: DeliveryError, what: str) -> None:
+        name = error.name()
+        self._stop(f"{what} {stop_sentence(name, error.str())}", restart=not needs_operator(name))
+
+    # -- delivery reports
+
+    def _delivered(self, outgoing: Outgoing, error: DeliveryError | None, _: object) -> None:
+        if error is not None:
+            self._failed(outgoing, error)
+            return
+        self._due -= 1
+        request = outgoing.pending
+        request.unacknowledged -= 1
+        if request.unacknowledged == 0:
+            self.unacknowledged.pop(request, None)
+            self._settled.append(request)
+
+    def _failed(self, outgoing: Outgoing, error: DeliveryError) -> None:
+        name = error.name()
+        action = delivery_verdict(name, fatal=error.fatal(), retriable=error.retriable())
+        if not outgoing.pending.record.ownership.live:
+            action = DeliveryAction.DROPPED  # the next owner answers it
+        match action:
+            case DeliveryAction.RESEND:
+                extra = {**about(outgoing.pending), "written_to": outgoing.topic, "error": name}
+                log.warning("a record was not written, trying again", extra=extra)
+                self._resend(outgoing)
+            case DeliveryAction.TOO_LARGE:
+                self._refused_for_size(outgoing)
+            case DeliveryAction.STOP:
+                self._drop(outgoing)  # it stays unsettled; what else is due may still be acknowledged
+                self._given_up = True
+                self._stop_for(error, f"Writing to {outgoing.topic} failed for good.")
+            case DeliveryAction.DROPPED:
+                self._drop(outgoing)
+
+    def _drop(self, outgoing: Outgoing) -> None:
+        self._due -= 1
+        self.unacknowledged.pop(outgoing.pending, None)
+
+    def _resend(self, outgoing: Outgoing) -> None:
+        asyncio.get_running_loop().call_later(RESEND_AFTER_S, self._collect, outgoing)
