@@ -41,8 +41,8 @@ test: ready-to-test ## every test, with real services
 test-unit: ready ## the tests that need no Kafka and no Triton
 	@$(CLEAN_ENV) $(BIN)/pytest -n 2 tests/unit $(PYTEST_ARGS)
 
-chaos: ready ## break everything under load, lose nothing (SEED=…, MINUTES=5, BROKERS=1|3, PROTOCOL=…, ORDERING=…)
-	@$(CLEAN_ENV) $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BROKERS),--brokers $(BROKERS)) $(if $(PROTOCOL),--protocol $(PROTOCOL)) $(if $(ORDERING),--ordering $(ORDERING))
+chaos: ready ## break everything under load, lose nothing (SEED=…, MINUTES=5, BROKERS=1|3, PROTOCOL=…, ORDERING=…, DELIVERY=…)
+	@$(CLEAN_ENV) $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BROKERS),--brokers $(BROKERS)) $(if $(PROTOCOL),--protocol $(PROTOCOL)) $(if $(ORDERING),--ordering $(ORDERING)) $(if $(DELIVERY),--delivery $(DELIVERY))
 
 overload: ready ## three times what Triton can do, for MINUTES=5: full speed, flat memory, quick recovery
 	@$(CLEAN_ENV) $(BIN)/python -m tests.load overload $(if $(MINUTES),--minutes $(MINUTES))

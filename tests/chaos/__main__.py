@@ -30,6 +30,12 @@ def main() -> int:
         "--protocol", choices=("classic", "consumer"), default="classic", help="the workers' group protocol"
     )
     parser.add_argument("--ordering", choices=("none", "key"), default="none", help="WORKER_ORDERING (none)")
+    parser.add_argument(
+        "--delivery",
+        choices=("at_least_once", "transactional"),
+        default="at_least_once",
+        help="the workers' delivery; with transactions no duplicate is allowed",
+    )
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10_000) if arguments.seed is None else arguments.seed
     end_like_an_interrupt()
@@ -40,9 +46,13 @@ def main() -> int:
 
     again = (
         f"make chaos SEED={seed} MINUTES={arguments.minutes:g} BROKERS={arguments.brokers} "
-        f"PROTOCOL={arguments.protocol} ORDERING={arguments.ordering}"
+        f"PROTOCOL={arguments.protocol} ORDERING={arguments.ordering} DELIVERY={arguments.delivery}"
     )
-    env = {"KAFKA_GROUP_PROTOCOL": arguments.protocol, ORDERING: arguments.ordering}
+    env = {
+        "KAFKA_GROUP_PROTOCOL": arguments.protocol,
+        ORDERING: arguments.ordering,
+        "WORKER_DELIVERY": arguments.delivery,
+    }
     say(f"seed {seed}")
     try:
         report = run(seed, arguments.brokers, arguments.minutes, say, env=env)

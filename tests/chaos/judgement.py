@@ -89,11 +89,13 @@ def judge(
     fired: Sequence[Fired],
     *,
     ordered: bool = False,
+    exactly_once: bool = False,
 ) -> Verdict:
     """Hold all that came back against all that was sent.
 
     `settled`: places (partition, offset) that the group's commits say are settled. `fired`: in the order of time.
     `ordered`: replies of a key have to stand in the order of its requests, as far as these have no deadline.
+    `exactly_once`: nothing may be there twice, no dead letter either.
     """
     verdict = Verdict(requests=len(sent), replies=len(replies))
     verdict.duplicates_by_fault = [0] * len(fired)
@@ -101,6 +103,14 @@ def judge(
     died = _places(topic, dead_letters, verdict)
     if ordered:
         _judge_order(topic, sent, by_id, verdict)
+    if exactly_once:
+        twice = ((request_id, len(several)) for request_id, several in by_id.items())
+        verdict.wrong += [
+            f"{request_id}: {count} replies are seen" for request_id, count in twice if count > 1
+        ]
+        verdict.wrong += [
+            f"{place}: {count} dead letters are seen" for place, count in died.items() if count > 1
+        ]
     for request in sent:
         request_id = request.request_id(topic)
         several = by_id.pop(request_id, [])

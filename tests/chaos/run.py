@@ -22,7 +22,7 @@ from tests.chaos.judgement import AFTERMATH_S, Fired, Verdict, judge
 from tests.chaos.requests import NUMBER, Requests, Sent
 from tests.chaos.schedule import FAMILY, WORKERS, Fault, Kind, Step, one_round, schedule
 from tests.chaos.traffic import Traffic
-from tests.integration.account import dead_letters, offsets_reader, uncommitted
+from tests.integration.account import offsets_reader, uncommitted
 from tests.integration.system import Read, System, eventually
 
 NOTHING: Mapping[str, str] = {}
@@ -201,23 +201,28 @@ def _nothing_uncommitted(system: System) -> bool:
 
 def _judge(system: System, traffic: Traffic, report: Report) -> Verdict:
     with offsets_reader(system) as consumer:
-        numbers = range(system.partitions)
-
-        def records(topic: str) -> int:
-            ends = (consumer.get_watermark_offsets(TopicPartition(topic, number), 20) for number in numbers)
-            return sum(high for _, high in ends)
-
-        requests, replies = records(system.requests), records(system.replies)
         settled = set[tuple[int, int]]()
+        numbers = range(system.partitions)
         for commit in consumer.committed([TopicPartition(system.requests, number) for number in numbers], 20):
             runs = [(0, max(0, commit.offset)), *decode(commit.offset, commit.metadata)]
             settled.update((commit.partition, offset) for run in runs for offset in range(*run))
-    sent = _placed(
-        traffic, system.reader(system.requests, system.partitions).records(requests, READ_WITHIN_S), report
+
+    def everything(topic: str) -> list[Read]:
+        return system.reader(topic, system.partitions).everything(READ_WITHIN_S)
+
+    sent = _placed(traffic, everything(system.requests), report)
+    came_back, letters = everything(system.replies), system.every_dead_letter(READ_WITHIN_S)
+    exactly_once = system.env.get("WORKER_DELIVERY") == "transactional"
+    return judge(
+        system.requests,
+        sent,
+        came_back,
+        letters,
+        settled,
+        report.fired,
+        ordered=report.ordered,
+        exactly_once=exactly_once,
     )
-    came_back = system.reader(system.replies, system.partitions).records(replies, READ_WITHIN_S)
-    letters = system.dead_letters(dead_letters(system), READ_WITHIN_S)
-    return judge(system.requests, sent, came_back, letters, settled, report.fired, ordered=report.ordered)
 
 
 def _placed(traffic: Traffic, records: list[Read], report: Report) -> list[Sent]:

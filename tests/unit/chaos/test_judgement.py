@@ -146,6 +146,20 @@ def twice(request: Sent) -> list[Read]:
     return [reply(request), reply(request, at_ms=REPLIED_MS + 1)]
 
 
+def test_with_transactions_nothing_may_be_seen_twice_whatever_explains_it() -> None:
+    failing = sent(2, "model_error")
+    replies, letters = [reply(failing, "model_error")], [letter(failing)]
+
+    def seen(more: list[Read], more_letters: list[Read]) -> Verdict:
+        settled = {(0, number) for number in range(5)}
+        found = [*replies, *more], [*letters, *more_letters]
+        return judge(TOPIC, [failing], *found, settled, [fault()], exactly_once=True)
+
+    assert seen([], []).clean
+    assert not seen(replies, []).clean
+    assert not seen([], letters).clean
+
+
 def test_more_duplicates_than_were_in_hand_are_a_violation() -> None:
     requests = [sent(1), sent(2)]
     replies = [*twice(sent(1)), *twice(sent(2))]
