@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -15,6 +15,7 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from promptbus_worker.commit_metadata import decode
 from stack.cache import PROJECT
+from stack.kafka import Kafka
 from tests.chaos.cluster import SESSION_TIMEOUT_S, Cluster, running
 from tests.chaos.faults import CLEAN_EXITS, Struck, strike
 from tests.chaos.in_hand import InHand
@@ -145,6 +146,18 @@ def _play(cluster: Cluster, seed: int, steps: Iterable[Step], until: float, repo
             for fault in report.fired
         ]
         report.verdict = _judge(cluster.system, traffic, report)
+        if not report.verdict.clean:
+            _keep(cluster.kafka, report.logs)
+
+
+def _keep(kafka: Kafka, folder: Path) -> None:
+    """The brokers' logs and what is on the topics: they tell whether a record was ever written, and where it went."""
+    for broker in kafka.brokers:
+        indexes = shutil.ignore_patterns(
+            "*.index", "*.timeindex", "*.txnindex"
+        )  # large, and made of the rest
+        with suppress(shutil.Error):  # they still run: a file may go while it is copied
+            shutil.copytree(broker.folder, folder / f"broker-{broker.node_id}", ignore=indexes)
 
 
 def _take(cluster: Cluster, traffic: Traffic, step: Step, report: Report, say: Say) -> None:
