@@ -17,6 +17,7 @@ from confluent_kafka.admin import AdminClient
 from bench import backlog, prompts
 from bench.contenders.contender import Contender, Place
 from bench.workloads import INSTANT, REAL, SLOW, SLOW_INSTANCES, SLOW_MS, Workload
+from promptbus.kafka_errors import error_of, passes
 from stack.kafka import Kafka
 from stack.topics import NewTopicSettings, create_topics
 from stack.triton import MODELS, Triton
@@ -138,7 +139,7 @@ class Services:
                 return sum(self._counter.get_watermark_offsets(partition, 10)[1] for partition in partitions)
             except KafkaException as error:
                 # A topic that was just made may have no leader yet.
-                if not error.args[0].retriable() or time.monotonic() > deadline:
+                if not passes(error_of(error)) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
 

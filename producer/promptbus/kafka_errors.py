@@ -76,6 +76,11 @@ def error_of(exception: KafkaException) -> KafkaError:
     return KafkaError(FAIL, str(error))
 
 
+def passes(error: KafkaError) -> bool:
+    """Whether a second try may not meet it. librdkafka's own flag is not set for what a broker answers to a question."""
+    return error.retriable() or error.code() in PASSING
+
+
 def describe(error: KafkaError) -> str:
     """librdkafka's words and the code's name, on one line."""
     return f"{' '.join(str(error.str()).split())} ({error.name()})"

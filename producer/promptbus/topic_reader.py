@@ -21,13 +21,13 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 from promptbus.errors import PromptBusError, TopicMissing
 from promptbus.kafka_errors import (
     LOG,
-    PASSING,
     QUICK_RETRIES,
     UNKNOWN_TOPIC,
     UNREACHABLE,
     ConnectionNotes,
     describe,
     error_of,
+    passes,
     refused,
     settings_refused,
 )
@@ -168,7 +168,4 @@ def _left(until: float) -> float:
 
 def _passes(exception: BaseException) -> bool:
     """Errors that a second try may not meet."""
-    if not isinstance(exception, KafkaException):
-        return False
-    error = error_of(exception)
-    return error.retriable() or error.code() in PASSING
+    return isinstance(exception, KafkaException) and passes(error_of(exception))
