@@ -20,6 +20,7 @@ from promptbus.messages import (
 )
 from promptbus.messages import dead_letter as dlq
 from promptbus.messages.headers import DEADLINE, REQUEST_ID
+from promptbus.printable import on_one_line
 
 REDRIVE_COUNT: Final = dlq.REDRIVE_COUNT
 CODES: Final = (
@@ -252,7 +253,9 @@ def by_code(codes: Counter[str]) -> str:
     """`12 (model_error 7, internal 5)`, the most frequent first."""
     if not codes:
         return "0"
-    parts = ", ".join(f"{code or 'no code'} {count:,}" for code, count in codes.most_common())
+    parts = ", ".join(
+        f"{on_one_line(code, 48) or 'no code'} {count:,}" for code, count in codes.most_common()
+    )
     return f"{codes.total():,} ({parts})"
 
 

@@ -152,7 +152,7 @@ def as_text(letter: DeadLetter) -> str:
     if letter.truncated_from is not None:
         size += f", cut from {letter.truncated_from:,}"
     lines = [
-        f"dead letter {letter.place}, given up {local_time(letter.timestamp_ms)}, {letter.code or 'no code'}",
+        f"dead letter {letter.place}, given up {local_time(letter.timestamp_ms)}, {_readable(letter.code.encode()) or 'no code'}",
         f"key: {_readable(letter.key)}",
         *(
             f"{_readable(name.encode(errors='replace'))}: {_readable(value)}"

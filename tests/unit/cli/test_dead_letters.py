@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 from confluent_kafka import KafkaError
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from promptbus.commands import dead_letters as command
@@ -180,6 +180,7 @@ header_lists = st.lists(
 )
 
 
+@example(None, [("dlq-reason", b"\x1b[2J")])
 @given(st.none() | st.binary(max_size=50), header_lists)
 def test_anything_can_be_read_shown_and_redriven(value: bytes | None, headers: Headers) -> None:
     read = DeadLetter(Place(0, 0), 0, None, value, headers)
@@ -522,6 +523,7 @@ def test_counts_and_places_in_words() -> None:
         == "1,202 (model_error 1,200, internal 1, no code 1)"
     )
     assert by_code(Counter()) == "0"
+    assert "\x1b" not in by_code(Counter({"\x1b[2J": 1}))
     assert some([Place(0, n) for n in range(12)], 2) == "0:0, 0:1 and 10 more"
 
 
