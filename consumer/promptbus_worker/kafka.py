@@ -19,7 +19,8 @@ from promptbus_worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-MAX_POLL_INTERVAL_MS = 300_000
+POLL_GRACE_MS = 15_000
+"""By how much a poll may be later than a session; the consumer thread polls all the time, whatever else happens."""
 BROKER_DEFAULT_MAX_BYTES = 1_048_588
 """Kafka's default `max.message.bytes`, assumed where the right to read a topic's configuration is missing."""
 _LARGEST_LIBRDKAFKA_MESSAGE = 1_000_000_000
@@ -43,7 +44,9 @@ def consumer_config(settings: Settings, client_id: str) -> dict[str, object]:
         # A fetch that has begun with the first partition would keep records of the others waiting for this long.
         "fetch.wait.max.ms": 100,
         "reconnect.backoff.ms": 50,
-        "max.poll.interval.ms": max(MAX_POLL_INTERVAL_MS, settings.kafka_session_timeout_ms),
+        # The client waits this long for the answer to its JoinGroup. If the connection is half-open then, that is how
+        # long it stays without partitions; with the default of 300 s a whole group once stood still for 5 minutes.
+        "max.poll.interval.ms": settings.kafka_session_timeout_ms + POLL_GRACE_MS,
         **settings.client_config(),
         **settings.consumer_overrides(),
         **_membership(settings),

@@ -15,8 +15,6 @@ What the in-memory Kafka cannot show, and where it is shown instead:
     | a leader that moves, replicas that are missing    | (here the code alone; brokers that die:             |
     |                                                   | integration/test_failures.py)                       |
     | retention, compaction, corrupt records            | unit/worker/test_ledger.py, test_intake.py          |
-    | JoinGroup that is late for longer than its own    | the client waits for max.poll.interval.ms: here it  |
-    | time-out                                          | is only slow                                        |
     | a record refused for its size                     | integration/test_error_codes.py                     |
 """
 
@@ -36,6 +34,8 @@ from tests.unit.worker.path import SPEC, FakeModel
 REQUESTS = 160
 BEGUN = 40
 """So many are answered before the fault."""
+NEVER_MS = 120_000
+"""An answer so late never comes within a test."""
 
 # Kafka's error codes: https://kafka.apache.org/protocol#protocol_error_codes
 LEADER_NOT_AVAILABLE = 5
@@ -81,11 +81,11 @@ class Case:
     api: Api
     when: When
     errors: tuple[int, ...] = ()
-    late: bool = False
+    late_ms: int = 0
     refused: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.api.name} {'late' if self.late else self.errors}"
+        return f"{self.api.name} {f'late by {self.late_ms} ms' if self.late_ms else self.errors}"
 
 
 def each_way(api: Api, when: When, retriable: int, refused: tuple[int, str | None]) -> list[Case]:
@@ -94,7 +94,7 @@ def each_way(api: Api, when: When, retriable: int, refused: tuple[int, str | Non
         Case(api, when, (retriable,) if when is When.LEAVING else (retriable, retriable)),
         Case(api, when, (refused[0],), refused=refused[1]),
         Case(api, when, (DISCONNECT,)),
-        Case(api, when, (0,), late=True),
+        Case(api, when, (0,), late_ms=LATE_MS),
     ]
 
 
@@ -120,9 +120,11 @@ MATRIX = {
     Api.FIND_COORDINATOR: each_way(
         Api.FIND_COORDINATOR, When.MOVED, COORDINATOR_NOT_AVAILABLE, (GROUP_DENIED, "READ on the group")
     ),
-    Api.JOIN_GROUP: each_way(
-        Api.JOIN_GROUP, When.REJOIN, COORDINATOR_LOADING, (GROUP_DENIED, "READ on the group")
-    ),
+    Api.JOIN_GROUP: [
+        *each_way(Api.JOIN_GROUP, When.REJOIN, COORDINATOR_LOADING, (GROUP_DENIED, "READ on the group")),
+        # No other request has a longer time-out: with the client's default of 300 s the member would be away for so long.
+        Case(Api.JOIN_GROUP, When.REJOIN, (0,), late_ms=NEVER_MS),
+    ],
     Api.SYNC_GROUP: each_way(Api.SYNC_GROUP, When.REJOIN, REBALANCING, (GROUP_DENIED, None)),
     Api.HEARTBEAT: [
         *each_way(Api.HEARTBEAT, When.BY_ITSELF, NOT_COORDINATOR, (GROUP_DENIED, None)),
@@ -149,7 +151,7 @@ class SlowModel(FakeModel):
 
 
 async def inject(case: Case, made: Line) -> None:
-    made.kafka.fail(case.api, *case.errors, delay_ms=LATE_MS if case.late else 0)
+    made.kafka.fail(case.api, *case.errors, delay_ms=case.late_ms)
     match case.when:
         case When.REJOIN:
             made.kafka.fail(Api.HEARTBEAT, UNKNOWN_MEMBER)
@@ -245,6 +247,6 @@ async def test_a_late_answer_to_an_old_question_skips_nothing() -> None:
 def test_every_request_fails_in_every_way() -> None:
     assert set(MATRIX) == set(Api) == {api for group in GROUPS.values() for api in group}
     for cases in MATRIX.values():
-        assert any(case.late for case in cases)
+        assert any(case.late_ms for case in cases)
         assert any(DISCONNECT in case.errors for case in cases)
         assert len({case.errors for case in cases}) >= 4
