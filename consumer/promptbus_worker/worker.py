@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -41,6 +42,7 @@ TICK_S = 0.1
 HEARTBEAT_EVERY_TICKS = 5
 FLUSH_S = 1.5
 """For the last spans, after the drain; the supervisor waits a little longer than both."""
+OBJECTS_BETWEEN_COLLECTIONS = 20_000
 
 
 class Worker:
@@ -104,6 +106,7 @@ class Worker:
             self._settings, self._name, triton, surroundings, self._metrics, self.stop, self._tracing
         )
         await asyncio.to_thread(path.connect)
+        _collect_rarely()
         path.start()
         log.info("consuming", extra={"topic": self._settings.kafka_request_topic})
         await self._stopping.wait()
@@ -170,6 +173,14 @@ def _triton(settings: Settings) -> InferenceClient:
         for url in settings.triton_urls
     }
     return TritonServers(clients, time.monotonic) if len(clients) > 1 else next(iter(clients.values()))
+
+
+def _collect_rarely() -> None:
+    """Requests in hand are no garbage and hardly anything here is a cycle, yet Python would walk all of them, and all
+    modules as well, over and over: after every 700 new ones by default."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
 
 
 def main() -> int:
