@@ -27,6 +27,7 @@ from typing import NamedTuple, Protocol
 
 from confluent_kafka import KafkaException, TopicPartition
 
+from promptbus_worker import acknowledged_replies
 from promptbus_worker.acknowledged_replies import DeliveryError
 from promptbus_worker.deadline import Clock, Deadline
 from promptbus_worker.kafka_outcomes import (
@@ -56,20 +57,9 @@ class Flagged(DeliveryError, Protocol):
     def txn_requires_abort(self) -> bool: ...
 
 
-class Producer(Protocol):
-    """What is used of confluent_kafka.Producer. All but `poll` raise KafkaException."""
+class Producer(acknowledged_replies.Producer, Protocol):
+    """What transactions use of confluent_kafka.Producer besides. All raise KafkaException."""
 
-    def produce(
-        self,
-        topic: str,
-        value: bytes | None,
-        key: bytes | None,
-        *,
-        headers: list[tuple[str, bytes | None]],
-        on_delivery: Callable[[DeliveryError | None, object], None],
-    ) -> None: ...
-
-    def poll(self, timeout: float) -> int: ...
     def flush(self, timeout: float) -> int: ...
     def init_transactions(self, timeout: float) -> None: ...
     def begin_transaction(self) -> None: ...
