@@ -5,17 +5,16 @@ Triton's HTTP v2 JSON form (KServe's "predict protocol, version 2"), with the st
 
 from __future__ import annotations
 
-import http.client
 import time
-import urllib.error
-import urllib.request
 from typing import NamedTuple
+from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
+from urllib.request import Request as HttpRequest
 
 import orjson
 
-from promptbus.loopback import is_loopback
 from promptbus.messages import Json, JsonObject, Request
+from promptbus.plain_http import UNREACHABLE, opener, why_unreachable
 from promptbus.settings import TritonSettings
 
 DETAIL_CHARS = 500
@@ -98,25 +97,22 @@ def _call(settings: TritonSettings, path: str, timeout_s: float, body: bytes | N
         raise TritonUnreachable(
             f"TRITON_URL is {settings.triton_url!r}: it must be host:port, http://… or https://…"
         )
-    request = urllib.request.Request(url, body, {"content-type": "application/json", **settings.http_headers})  # noqa: S310 - scheme checked above
-    handlers = [urllib.request.ProxyHandler({})] if is_loopback(url) else []
+    request = HttpRequest(url, body, {"content-type": "application/json", **settings.http_headers})  # noqa: S310 - scheme checked above
     try:
-        with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as answer:
+        with opener(url).open(request, timeout=timeout_s) as answer:
             content: bytes = answer.read()
             return content
-    except urllib.error.HTTPError as refusal:
+    except HTTPError as refusal:
         with refusal:
             raise TritonRefused(f"Triton answered {refusal.code}: {_detail(refusal.read())}") from None
     except TimeoutError:
         raise TritonUnreachable(
             f"Triton at {settings.base_url} (TRITON_URL) did not answer within {timeout_s:g} s"
         ) from None
-    except (OSError, http.client.HTTPException) as problem:
-        reason = problem.reason if isinstance(problem, urllib.error.URLError) else problem
-        if isinstance(reason, TimeoutError):
-            reason = f"no answer within {timeout_s:g} s"
+    except UNREACHABLE as problem:
         raise TritonUnreachable(
-            f"Triton at {settings.base_url} (TRITON_URL) cannot be reached: {reason}; is it running?"
+            f"Triton at {settings.base_url} (TRITON_URL) cannot be reached: "
+            f"{why_unreachable(problem, timeout_s)}; is it running?"
         ) from None
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
-from promptbus.loopback import is_loopback
+from promptbus.plain_http import UNREACHABLE, opener, why_unreachable
 
 PREFIX = "promptbus_"
 TIMEOUT_S = 5.0
@@ -53,24 +51,21 @@ def url_of(host: str, port: int) -> str:
 
 def scrape(url: str) -> Scrape:
     """One scrape. Raises ScrapeFailed."""
-    handlers = [urllib.request.ProxyHandler({})] if is_loopback(url) else []
+    client = opener(url)
     try:
-        with urllib.request.build_opener(*handlers).open(url, timeout=TIMEOUT_S) as answer:
+        with client.open(url, timeout=TIMEOUT_S) as answer:
             text = answer.read(MOST_BYTES).decode(errors="replace")
         at = time.monotonic()
         samples = parse(text)
-    except urllib.error.HTTPError as refusal:
+    except HTTPError as refusal:
         with refusal:
             raise ScrapeFailed(
                 f"{url} answered {refusal.code}; METRICS_HOST and METRICS_PORT say where the worker listens"
             ) from None
-    except (OSError, http.client.HTTPException) as problem:
-        reason = problem.reason if isinstance(problem, urllib.error.URLError) else problem
-        if isinstance(reason, TimeoutError):
-            reason = f"no answer within {TIMEOUT_S:g} s"
+    except UNREACHABLE as problem:
         raise ScrapeFailed(
-            f"no worker at {url} ({reason}): is `promptbus worker` running? --url, or METRICS_HOST and METRICS_PORT, "
-            "say where it listens"
+            f"no worker at {url} ({why_unreachable(problem, TIMEOUT_S)}): is `promptbus worker` running? "
+            "--url, or METRICS_HOST and METRICS_PORT, say where it listens"
         ) from None
     except ValueError as problem:
         raise ScrapeFailed(f"{url} serves something else than metrics: {problem}") from None

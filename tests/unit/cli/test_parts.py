@@ -9,8 +9,8 @@ import pytest
 
 from promptbus.commands import worker_extra
 from promptbus.commands.tail import as_line
-from promptbus.loopback import is_loopback
 from promptbus.messages import Reply, ReplyError, Timings, Usage
+from promptbus.plain_http import is_loopback
 from promptbus.printable import on_one_line, printable
 from promptbus.request_lines import LINE_BYTES, BadLine, RequestLine, read_requests
 
