@@ -1,6 +1,8 @@
-"""What the dashboards share: colours with a meaning, and how a query of the chosen workers or Tritons is written."""
+"""What the dashboards share: colours with a meaning, and queries of the chosen workers or Tritons."""
 
 from __future__ import annotations
+
+from grafana.panels import Query
 
 # Red: ours to mend. Orange and yellow: what the request asked for, or its deadline.
 CODE_COLORS = {
@@ -57,3 +59,8 @@ def mean(numerator: str, denominator: str, scale: str = "") -> str:
 def mean_of(histogram: str, extra: str = "") -> str:
     """The mean of what a histogram of ours counts."""
     return mean(worker(histogram + "_sum", extra), worker(histogram + "_count", extra))
+
+
+NO_ANSWER = worker("inference_calls_total", ', result!="ok"')
+NO_ANSWER_BY_RESULT = Query(per_second(NO_ANSWER, "result"), "{{result}}")
+NO_ANSWER_COLORS = {result: color for result, color in RESULT_COLORS.items() if result != "ok"}

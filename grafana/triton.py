@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from grafana.board import Board
 from grafana.panels import Graph, Query, Row, Scenario, Stat
-from grafana.queries import CODE_COLORS, RESULT_COLORS, mean, mean_of, per_second, quantile, triton, worker
+from grafana.queries import (
+    CODE_COLORS,
+    NO_ANSWER,
+    NO_ANSWER_BY_RESULT,
+    NO_ANSWER_COLORS,
+    mean,
+    mean_of,
+    per_second,
+    quantile,
+    triton,
+    worker,
+)
 
 SUCCESS = triton("inference_request_success")
 COMPUTE = triton("inference_compute_infer_duration_us")
 QUEUE = triton("inference_queue_duration_us")
 CALLS = worker("inference_calls_total")
-NO_ANSWER = per_second(worker("inference_calls_total", ', result!="ok"'))
 OF_THE_MODEL = ("model_error", "bad_model_output", "inference_timeout")
 REASON_COLORS = {"OTHER": "purple", "BACKEND": "red", "CANCELED": "yellow", "REJECTED": "orange"}
 KIND_COLORS = {"prompt": "blue", "completion": "purple"}
@@ -41,7 +51,7 @@ FIRST = Row(
             "Calls failing",
             "Share of the workers' calls that brought no answers, probes included. Orange from 5 %, red from 20 %. With "
             "failing prompts, calls are repeated in smaller parts, so this is more than the share of such prompts.",
-            Query(f"{NO_ANSWER} / ({per_second(CALLS)} > 0) or vector(-1)", "failing"),
+            Query(f"{per_second(NO_ANSWER)} / ({per_second(CALLS)} > 0) or vector(-1)", "failing"),
             "percentunit",
             [(None, "green"), (0.05, "orange"), (0.2, "red")],
             names={-1: ("no calls", "blue")},
@@ -156,14 +166,9 @@ FAILURES = Row(
             "Workers' calls without an answer",
             "Per second, by what the workers made of it. overloaded: 503, the queue is full. connection: nobody there, or "
             "it broke off. timeout: no answer within TRITON_TIMEOUT_S. model_error: 500.",
-            [
-                Query(
-                    per_second(worker("inference_calls_total", ', result!="ok"'), "result"),
-                    "{{result}}",
-                )
-            ],
+            [NO_ANSWER_BY_RESULT],
             "short",
-            {result: color for result, color in RESULT_COLORS.items() if result != "ok"},
+            NO_ANSWER_COLORS,
             reach=1,
             bars=True,
             stacked=True,

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from grafana.board import Board
 from grafana.panels import Graph, Query, Row, Scenario, Stat
-from grafana.queries import RESULT_COLORS, RETRY_COLORS, mean_of, per_minute, per_second, quantile, worker
+from grafana.queries import (
+    NO_ANSWER_BY_RESULT,
+    NO_ANSWER_COLORS,
+    RETRY_COLORS,
+    mean_of,
+    per_minute,
+    per_second,
+    quantile,
+    worker,
+)
 
 STAGES = {
     "queue_duration_seconds": ("waits in worker", "blue"),
@@ -200,14 +209,9 @@ HELD_BACK = Row(
             "Calls without an answer, by result",
             "Calls per second that did not bring answers. While calls are held back there are only probes, and none if "
             "nobody listens at Triton's address.",
-            [
-                Query(
-                    per_second(worker("inference_calls_total", ', result!="ok"'), "result"),
-                    "{{result}}",
-                )
-            ],
+            [NO_ANSWER_BY_RESULT],
             "short",
-            {result: color for result, color in RESULT_COLORS.items() if result != "ok"},
+            NO_ANSWER_COLORS,
             reach=1,
             bars=True,
             stacked=True,
