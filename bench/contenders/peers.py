@@ -57,39 +57,32 @@ def _addresses(place: Place) -> list[str]:
     return [place.bootstrap, place.requests, place.replies, place.triton_url, place.model]
 
 
+_peer = partial(Contender, is_peer=True, may_be_missing=True)
 PEERS = (
-    Contender(
+    _peer(
         "FastStream, per message",
         "a subscriber that answers one record at a time and does not wait for each publish's confirmation",
         partial(_faststream, "message"),
         prepare=partial(environments.install, FASTSTREAM, 50),
-        is_peer=True,
-        may_be_missing=True,
     ),
-    Contender(
+    _peer(
         "FastStream, batch of 8",
         "its batch subscriber, one call to Triton for up to 8 records",
         partial(_faststream, "batch"),
         prepare=partial(environments.install, FASTSTREAM, 50),
-        is_peer=True,
-        may_be_missing=True,
     ),
-    Contender(
+    _peer(
         "Quix Streams",
         "a streaming data frame whose function calls Triton",
         _quix,
         prepare=partial(environments.install, QUIX, 60),
-        is_peer=True,
-        may_be_missing=True,
     ),
-    Contender(
+    _peer(
         "MLServer's Kafka endpoint",
         "a custom runtime that calls Triton, with adaptive batching up to 8",
         _mlserver,
         prepare=partial(environments.install, MLSERVER, 70),
         record=prompts.tensor_request,
         reads_new_only_after="Reading messages from consumer",
-        is_peer=True,
-        may_be_missing=True,
     ),
 )
