@@ -147,9 +147,8 @@ class Breaker:
         self._single_backoff_s = FIRST_BACKOFF_S
         if self.state is State.CLOSED:
             self._backoff_s = FIRST_BACKOFF_S
-            if (
-                began >= self._failed_at
-            ):  # others come home all the time; what failed shall not leave again at once
+            # Others come home all the time; what failed shall not leave again at once.
+            if began >= self._failed_at:
                 self._resume_at = float("-inf")
 
     def failed(self, now: float, *, gone: bool) -> None:
