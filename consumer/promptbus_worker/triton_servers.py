@@ -5,8 +5,8 @@ its models as the others do and answers a prompt of ours. What surely did not ru
 server within the same call. A single request that a model fails on is given to every server before the failure
 counts: one whose model is broken must not make good prompts look bad. Nothing that may have run is repeated here.
 
-With one server all of this is the server itself. The breaker, the limit and the retries stand above and see one
-Triton; they act on what every server has refused.
+The breaker, the limit and the retries stand above and see one Triton; they act on what every server has refused. Where
+there is only one server, they stand above its client, without this.
 """
 
 from __future__ import annotations
@@ -142,8 +142,6 @@ class TritonServers:
             self._set_aside(server, error)
 
     def _set_aside(self, server: _Server, error: CallError) -> None:
-        if len(self._servers) == 1:
-            return
         now = self._clock()
         if server.aside_until is not None and now < server.aside_until:
             return
