@@ -43,7 +43,10 @@ READ_WITHIN_S = 120.0
 
 @dataclass
 class Report:
-    """What a run found. `failures`: what went wrong beside the ledger: no load, a fault not seen, no recovery."""
+    """What a run found. `failures`: what went wrong beside the ledger: no load, a fault not seen, no recovery.
+
+    `finished`: it came to its judgement. One that was interrupted has found nothing, and that is no good news.
+    """
 
     seed: int
     brokers: int
@@ -52,11 +55,12 @@ class Report:
     fired: list[Fired] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     verdict: Verdict = field(default_factory=Verdict)
+    finished: bool = False
 
     @property
     def clean(self) -> bool:
-        """No violation and no failure."""
-        return self.verdict.clean and not self.failures
+        """Judged, with no violation and no failure."""
+        return self.finished and self.verdict.clean and not self.failures
 
     @property
     def ordered(self) -> bool:
@@ -146,6 +150,7 @@ def _play(cluster: Cluster, seed: int, steps: Iterable[Step], until: float, repo
             for fault in report.fired
         ]
         report.verdict = _judge(cluster.system, traffic, report)
+        report.finished = True
         if not report.verdict.clean:
             _keep(cluster.kafka, report.logs)
 
@@ -269,6 +274,7 @@ def write(report: Report) -> None:
         "brokers": report.brokers,
         "env": dict(report.env),
         "seconds": round(report.seconds, 1),
+        "finished": report.finished,
         "clean": report.clean,
         "requests": verdict.requests,
         "replies": verdict.replies,
