@@ -70,6 +70,7 @@ class Workers:
         self.log = log
         arguments = ["-m", "promptbus", "worker"] if program is None else ["-c", SUPERVISOR, program]
         with log.open("ab") as output:
+            self._log_begins = output.tell()  # behind what others have left in this folder
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
                 env=env,
@@ -91,8 +92,11 @@ class Workers:
         return eventually("the metrics port in the log", find)
 
     def lines(self) -> list[dict[str, str]]:
-        """The log's JSON lines."""
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        """The log's JSON lines, from this start on."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_begins)
+            written = log.read().decode()
+        return [json.loads(line) for line in written.splitlines() if line.startswith("{")]
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of /metrics, /live, /ready."""
