@@ -6,58 +6,36 @@ from collections.abc import Sequence
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from promptbus_worker.commit_metadata import decode, encode
 from promptbus_worker.ledger import Ownership
 from promptbus_worker.record import Record
-from tests.unit.worker.fake_consumer import Group, Rig, kafka_error
+from tests.unit.worker.fake_consumer import Rig, kafka_error
+from tests.unit.worker.group_machine import PARTITION, PARTITIONS, GroupMachine
 
-PARTITIONS = [0, 1]
-PARTITION = st.sampled_from(PARTITIONS)
 PASSING = ["REQUEST_TIMED_OUT", "_TRANSPORT", "REBALANCE_IN_PROGRESS", "UNKNOWN_MEMBER_ID"]
 MAX_RECORDS = 6
 
 
-class IntakeMachine(RuleBasedStateMachine):
-    """The broker checks each commit as it comes in; the event loop's part is played here."""
+class IntakeMachine(GroupMachine):
+    """The event loop's part is played here."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.group = Group(len(PARTITIONS))
-        self.group.check_commit = self.check_commit
         self.answered: dict[int, set[int]] = {partition: set() for partition in PARTITIONS}
         self.new_process()
 
     def new_process(self) -> None:
-        self.rig = Rig(self.group, max_records=MAX_RECORDS, revoke_s=0.5)
-        self.rig.loop.on_release = self.on_release
-        self.seen = 0
-        self.in_hand: list[Record] = []  # handed over, neither settled nor released
+        self.use(Rig(self.group, max_records=MAX_RECORDS, revoke_s=0.5))
         self.settled: set[tuple[Ownership, int]] = set()  # in their own epoch
         self.age = 0
         self.polls_wanted = 0
-        self.rig.consumer.assign(*PARTITIONS)
 
-    def check_commit(self, partition: int, offset: int, metadata: str) -> None:
-        unanswered = set(self.group.log[partition]) - self.answered[partition]
-        assert all(o >= offset for o in unanswered), "a commit passed an unsettled offset"
-        for first, end in decode(offset, metadata):
-            assert not [o for o in unanswered if first <= o < end], "an unsettled offset is called settled"
-        assert offset >= self.group.committed.get(partition, 0), "a commit went backwards"
-
-    @initialize(records=st.integers(0, 8))
-    def begin(self, records: int) -> None:
-        for partition in PARTITIONS:
-            self.group.produce(partition, count=records)
-        self.poll(1)
+    def answered_of(self, partition: int) -> set[int]:
+        return self.answered[partition]
 
     # -- Kafka
-
-    @rule(partition=PARTITION, gaps=st.lists(st.integers(1, 3), min_size=1, max_size=5))
-    def produce(self, partition: int, gaps: list[int]) -> None:
-        for gap in gaps:
-            self.group.produce(partition, gap=gap)
 
     @rule(partition=PARTITION)
     def assign(self, partition: int) -> None:
@@ -87,12 +65,6 @@ class IntakeMachine(RuleBasedStateMachine):
         consumer.rebalance("revoke", partition)
         self.rig.while_waiting = lambda: None
 
-    giving_back: Sequence[Record] = ()
-
-    def on_release(self, ownerships: Sequence[Ownership]) -> None:
-        self._release(self.giving_back)
-        self.giving_back = ()
-
     @rule(partition=PARTITION, too_late=st.booleans())
     def lose(self, partition: int, too_late: bool) -> None:
         """`too_late`: the next owner has worked on it before we hear of it."""
@@ -104,11 +76,6 @@ class IntakeMachine(RuleBasedStateMachine):
             commits = len(consumer.of("commit"))
             consumer.rebalance("lost", partition)
             assert len(consumer.of("commit")) == commits, "a lost partition was committed"
-
-    @rule(partition=PARTITION)
-    def another_member_goes_on(self, partition: int) -> None:
-        if partition not in self.rig.consumer.position:
-            self._next_owner_answers_one(partition)
 
     def _next_owner_answers_one(self, partition: int) -> None:
         position = self.group.committed.get(partition, 0)

@@ -10,17 +10,15 @@ from collections.abc import Sequence
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from promptbus_worker.commit_metadata import decode, encode
-from promptbus_worker.ledger import Ownership
 from promptbus_worker.record import Pending, Record
 from promptbus_worker.reply_records import Outgoing
-from tests.unit.worker.fake_consumer import Group, Rig
+from tests.unit.worker.fake_consumer import Rig
 from tests.unit.worker.fake_transactions import ABORTABLE, TIMED_OUT, FakeBrokers, Fault
+from tests.unit.worker.group_machine import PARTITION, GroupMachine
 
-PARTITIONS = [0, 1]
-PARTITION = st.sampled_from(PARTITIONS)
 MAX_RECORDS = 6
 OPERATIONS = ["begin_transaction", "flush", "send_offsets_to_transaction", "commit_transaction"]
 FOR_EVER = 40
@@ -31,13 +29,11 @@ class Crash(BaseException):
     """The process ends here."""
 
 
-class TransactionalMachine(RuleBasedStateMachine):
+class TransactionalMachine(GroupMachine):
     """The event loop's part is played here; an answer's value is its record's place."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.group = Group(len(PARTITIONS))
-        self.group.check_commit = self.check_commit
         self.brokers = FakeBrokers(self.group)
         self.new_process()
 
@@ -45,37 +41,14 @@ class TransactionalMachine(RuleBasedStateMachine):
         for faults in self.brokers.faults.values():
             faults.clear()
         self.group.generation += 1
-        self.rig = Rig(
-            self.group, max_records=MAX_RECORDS, revoke_s=0.5, make_transactions=self.brokers.transactions
-        )
-        self.rig.loop.on_release = self.on_release
-        self.seen = 0
-        self.in_hand: list[Record] = []  # handed over, neither answered nor released
-        self.rig.consumer.assign(*PARTITIONS)
+        make = self.brokers.transactions
+        self.use(Rig(self.group, max_records=MAX_RECORDS, revoke_s=0.5, make_transactions=make))
 
-    def answered(self, partition: int) -> set[int]:
+    def answered_of(self, partition: int) -> set[int]:
         places = [value.split(b"/") for value in [*self.brokers.visible, *self.brokers.records]]
         return {int(offset) for number, offset, _ in places if int(number) == partition}
 
-    def check_commit(self, partition: int, offset: int, metadata: str) -> None:
-        unanswered = set(self.group.log[partition]) - self.answered(partition)
-        assert all(o >= offset for o in unanswered), "a commit passed what has no reply"
-        for first, end in decode(offset, metadata):
-            assert not [o for o in unanswered if first <= o < end], "what has no reply is called settled"
-        assert offset >= self.group.committed.get(partition, 0), "a commit went backwards"
-
-    @initialize(records=st.integers(0, 8))
-    def begin(self, records: int) -> None:
-        for partition in PARTITIONS:
-            self.group.produce(partition, count=records)
-        self.poll(1)
-
     # -- Kafka
-
-    @rule(partition=PARTITION, gaps=st.lists(st.integers(1, 3), min_size=1, max_size=5))
-    def produce(self, partition: int, gaps: list[int]) -> None:
-        for gap in gaps:
-            self.group.produce(partition, gap=gap)
 
     @rule(partition=PARTITION)
     def assign(self, partition: int) -> None:
@@ -105,12 +78,6 @@ class TransactionalMachine(RuleBasedStateMachine):
         self._or_crash(lambda: consumer.rebalance("revoke", partition))
         self.rig.while_waiting = lambda: None
 
-    giving_back: Sequence[Record] = ()
-
-    def on_release(self, ownerships: Sequence[Ownership]) -> None:
-        self._release(self.giving_back)
-        self.giving_back = ()
-
     @rule(partition=PARTITION, late=st.booleans())
     def lose(self, partition: int, late: bool) -> None:
         """`late`: the next owner has worked on it before we hear of it."""
@@ -119,11 +86,6 @@ class TransactionalMachine(RuleBasedStateMachine):
             if late:
                 self._next_owner_answers_one(partition)
             self.rig.consumer.rebalance("lost", partition)
-
-    @rule(partition=PARTITION)
-    def another_member_goes_on(self, partition: int) -> None:
-        if partition not in self.rig.consumer.position:
-            self._next_owner_answers_one(partition)
 
     def _next_owner_answers_one(self, partition: int) -> None:
         self.group.generation += 1
@@ -268,7 +230,7 @@ class TransactionalMachine(RuleBasedStateMachine):
             for record in list(self.in_hand):
                 self._answer(record)
         for partition, log in self.group.log.items():
-            assert self.answered(partition) == set(log), "an offset was forgotten"
+            assert self.answered_of(partition) == set(log), "an offset was forgotten"
             assert self.group.committed[partition] == self.group.end(partition)
         self.nothing_is_seen_twice()
 
