@@ -6,7 +6,7 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -82,37 +82,36 @@ def test_off_imports_nothing_of_opentelemetry() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_spans_go_to_the_endpoint_with_the_workers_name(
-    receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "OTEL_RESOURCE_ATTRIBUTES": "site=here"}
+def resource_of_a_span(
+    receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch, **environ: str
+) -> Mapping[str, object]:
+    """What the endpoint is told of the worker whose span it gets."""
+    environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = receiver.endpoint
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     spans = read(**environ)
     assert isinstance(spans, Spans)
     spans._tracer.start_span("one").end()
     spans.close(30.0)
-    assert receiver.paths == {"/v1/traces"}
     (span,) = receiver.spans
-    told = dict(span.resource)
-    assert (told["service.name"], told["service.instance.id"], told["site"]) == (
-        "promptbus-worker",
-        "worker-0",
-        "here",
-    )
+    return span.resource
+
+
+def test_spans_go_to_the_endpoint_with_the_workers_name(
+    receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = resource_of_a_span(receiver, monkeypatch, OTEL_RESOURCE_ATTRIBUTES="site=here")
+    assert receiver.paths == {"/v1/traces"}
+    assert told["service.name"] == "promptbus-worker"
+    assert told["service.instance.id"] == "worker-0"
+    assert told["site"] == "here"
 
 
 def test_a_service_name_of_the_operators_is_kept(
     receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "OTEL_SERVICE_NAME": "answers"}
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    spans = read(**environ)
-    assert isinstance(spans, Spans)
-    spans._tracer.start_span("one").end()
-    spans.close(30.0)
-    assert [span.resource["service.name"] for span in receiver.spans] == ["answers"]
+    told = resource_of_a_span(receiver, monkeypatch, OTEL_SERVICE_NAME="answers")
+    assert told["service.name"] == "answers"
 
 
 # -- losing spans
