@@ -15,24 +15,19 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from confluent_kafka import KafkaException
 
-from promptbus_worker.deadline import Clock
 from promptbus_worker.kafka_outcomes import (
     DeliveryAction,
     delivery_verdict,
     needs_operator,
     stop_sentence,
 )
-from promptbus_worker.record import Pending, Record, about
-from promptbus_worker.replies import Replies
-from promptbus_worker.reply_records import Outgoing, ReplyRecords
-from promptbus_worker.tracing import OFF, Tracing
-
-if TYPE_CHECKING:
-    from promptbus_worker.metrics import Metrics
+from promptbus_worker.record import Pending, about
+from promptbus_worker.replies import Replies, ReplyParts
+from promptbus_worker.reply_records import Outgoing
 
 log = logging.getLogger(__name__)
 
@@ -75,32 +70,10 @@ class Producer(Protocol):
 class AcknowledgedReplies(Replies):
     """Replies through an idempotent producer."""
 
-    def __init__(
-        self,
-        producer: Producer,
-        records: ReplyRecords,
-        *,
-        metrics: Metrics,
-        on_answered: Callable[[Pending, float], None],
-        on_settled: Callable[[list[Record]], None],
-        on_stop: Callable[[str, bool], None],
-        must_wait: Callable[[], bool],
-        tracing: Tracing = OFF,
-        clock: Clock,
-        wall_clock: Clock,
-    ) -> None:
+    def __init__(self, producer: Producer, parts: ReplyParts, *, must_wait: Callable[[], bool]) -> None:
         """`must_wait`: whether what lay here for a while may not be sent yet, for somebody else may own its partition
-        by now. The others as in `Replies`."""
-        super().__init__(
-            records,
-            metrics=metrics,
-            on_answered=on_answered,
-            on_settled=on_settled,
-            on_stop=on_stop,
-            tracing=tracing,
-            clock=clock,
-            wall_clock=wall_clock,
-        )
+        by now."""
+        super().__init__(parts)
         self._producer = producer
         self._must_wait = must_wait
         self._collected: list[Outgoing] = []

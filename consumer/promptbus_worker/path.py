@@ -33,7 +33,7 @@ from promptbus_worker.limiter import Limiter
 from promptbus_worker.model import InferenceClient, ModelSpec
 from promptbus_worker.positions import Positions
 from promptbus_worker.record import Pending, Record
-from promptbus_worker.replies import Replies
+from promptbus_worker.replies import Replies, ReplyParts
 from promptbus_worker.reply_records import Outgoing, ReplyRecords
 from promptbus_worker.settings import Settings
 from promptbus_worker.startup import Surroundings
@@ -105,23 +105,22 @@ class Path:
         gates = Gates(specs)
         self._brokers = BrokerWatch(self._ask_broker, settings.kafka_bootstrap, time.monotonic)
         self._client: Producer | AdminClient
-        records = ReplyRecords(
-            surroundings.limits, dead_letter_topic=settings.kafka_dead_letter_topic, worker=name
+        parts = ReplyParts(
+            records=ReplyRecords(
+                surroundings.limits, dead_letter_topic=settings.kafka_dead_letter_topic, worker=name
+            ),
+            metrics=metrics,
+            on_answered=self._answered,
+            on_settled=self._committed if transactional else self._settled,
+            on_stop=self._stop,
+            tracing=tracing,
+            clock=time.monotonic,
+            wall_clock=time.time,
         )
         self.replies: Replies
         if transactional:
             self._client = kafka.admin_client(settings, name)
-            self.replies = self._transactional_replies = TransactionalReplies(
-                self.intake.write,
-                records,
-                metrics=metrics,
-                on_answered=self._answered,
-                on_settled=self._committed,
-                on_stop=self._stop,
-                tracing=tracing,
-                clock=time.monotonic,
-                wall_clock=time.time,
-            )
+            self.replies = self._transactional_replies = TransactionalReplies(self.intake.write, parts)
         else:
             config = kafka.producer_config(settings, name, surroundings.limits.values())
             # The only place where a fatal error of the producer says that it is one; heard inside poll, on this loop.
@@ -129,15 +128,8 @@ class Path:
             self._client = Producer(config)
             self.replies = self._acknowledged_replies = AcknowledgedReplies(
                 cast(ReplyProducer, self._client),  # its annotations are wider
-                records,
-                metrics=metrics,
-                on_answered=self._answered,
-                on_settled=self._settled,
-                on_stop=self._stop,
+                parts,
                 must_wait=self._must_wait,
-                tracing=tracing,
-                clock=time.monotonic,
-                wall_clock=time.time,
             )
         self.dispatcher = Dispatcher(
             admission=Admission(limits_of(settings), specs, settings.models[0]),

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from promptbus.messages import ErrorCode, Timings, Usage
@@ -30,31 +31,36 @@ MOST_REFUSALS = 5
 """A record well below its topic's limit that is refused for its size this often: the limits must be read anew."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyParts:
+    """What replies work with, however they get to the broker.
+
+    `on_answered` hears of each outcome and when; `on_settled`, of records whose outcomes are on the broker; `on_stop`,
+    why the worker cannot go on, and whether a restart may mend it. The clocks give seconds.
+    """
+
+    records: ReplyRecords
+    metrics: Metrics
+    on_answered: Callable[[Pending, float], None]
+    on_settled: Callable[[list[Record]], None]
+    on_stop: Callable[[str, bool], None]
+    tracing: Tracing = OFF
+    clock: Clock
+    wall_clock: Clock
+
+
 class Replies(ABC):
     """One reply for each record, and a dead letter where the code asks for one."""
 
-    def __init__(
-        self,
-        records: ReplyRecords,
-        *,
-        metrics: Metrics,
-        on_answered: Callable[[Pending, float], None],
-        on_settled: Callable[[list[Record]], None],
-        on_stop: Callable[[str, bool], None],
-        tracing: Tracing = OFF,
-        clock: Clock,
-        wall_clock: Clock,
-    ) -> None:
-        """`on_answered` hears of each outcome and when; `on_settled`, of records whose outcomes are on the broker;
-        `on_stop`, why the worker cannot go on, and whether a restart may mend it. The clocks give seconds."""
-        self._records = records
-        self._metrics = metrics
-        self._on_answered = on_answered
-        self._on_settled = on_settled
-        self._on_stop = on_stop
-        self._tracing = tracing
-        self._clock = clock
-        self._wall_clock = wall_clock
+    def __init__(self, parts: ReplyParts) -> None:
+        self._records = parts.records
+        self._metrics = parts.metrics
+        self._on_answered = parts.on_answered
+        self._on_settled = parts.on_settled
+        self._on_stop = parts.on_stop
+        self._tracing = parts.tracing
+        self._clock = parts.clock
+        self._wall_clock = parts.wall_clock
         self.in_bulk = False
         """Set while requests wait behind those in flight: throughput matters then, and latency is theirs."""
         self._due = 0  # records of ours that are not on the broker

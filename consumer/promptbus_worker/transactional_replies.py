@@ -7,45 +7,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-from promptbus_worker.deadline import Clock
-from promptbus_worker.record import Pending, Record
-from promptbus_worker.replies import Replies
-from promptbus_worker.reply_records import Outgoing, ReplyRecords
-from promptbus_worker.tracing import OFF, Tracing
-
-if TYPE_CHECKING:
-    from promptbus_worker.metrics import Metrics
+from promptbus_worker.record import Pending
+from promptbus_worker.replies import Replies, ReplyParts
+from promptbus_worker.reply_records import Outgoing
 
 
 class TransactionalReplies(Replies):
     """Replies that transactions write."""
 
-    def __init__(
-        self,
-        hand_over: Callable[[list[Outgoing]], None],
-        records: ReplyRecords,
-        *,
-        metrics: Metrics,
-        on_answered: Callable[[Pending, float], None],
-        on_settled: Callable[[list[Record]], None],
-        on_stop: Callable[[str, bool], None],
-        tracing: Tracing = OFF,
-        clock: Clock,
-        wall_clock: Clock,
-    ) -> None:
-        """`hand_over` takes all records of some requests. The others as in `Replies`."""
-        super().__init__(
-            records,
-            metrics=metrics,
-            on_answered=on_answered,
-            on_settled=on_settled,
-            on_stop=on_stop,
-            tracing=tracing,
-            clock=clock,
-            wall_clock=wall_clock,
-        )
+    def __init__(self, hand_over: Callable[[list[Outgoing]], None], parts: ReplyParts) -> None:
+        """`hand_over` takes all records of some requests."""
+        super().__init__(parts)
         self._hand_over = hand_over
         self._collected: list[Outgoing] = []
 

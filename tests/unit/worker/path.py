@@ -22,6 +22,7 @@ from promptbus_worker.metrics import Metrics
 from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec
 from promptbus_worker.outcomes import CallError, CallFailure
 from promptbus_worker.record import Record
+from promptbus_worker.replies import ReplyParts
 from promptbus_worker.reply_records import ReplyRecords
 from promptbus_worker.tracing import OFF, Tracing
 from tests.unit.worker.virtual_time import loop
@@ -241,15 +242,17 @@ class Path:
         )
         self.replies = AcknowledgedReplies(
             self.broker,
-            ReplyRecords(self.limits, dead_letter_topic="dead", worker="test-0"),
-            metrics=self.metrics,
-            on_answered=lambda request, now: self.dispatcher.answered(request, now),
-            on_settled=self._settled,
-            on_stop=self._stop,
+            ReplyParts(
+                records=ReplyRecords(self.limits, dead_letter_topic="dead", worker="test-0"),
+                metrics=self.metrics,
+                on_answered=lambda request, now: self.dispatcher.answered(request, now),
+                on_settled=self._settled,
+                on_stop=self._stop,
+                tracing=self.tracing,
+                clock=loop().time,
+                wall_clock=loop().time,
+            ),
             must_wait=lambda: self.dispatcher.must_poll_first(),
-            tracing=self.tracing,
-            clock=loop().time,
-            wall_clock=loop().time,
         )
         self.dispatcher = Dispatcher(
             admission=Admission(LIMITS, specs, "gpt4_nano"),

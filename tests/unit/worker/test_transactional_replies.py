@@ -9,6 +9,7 @@ from promptbus_worker.ledger import Ownership
 from promptbus_worker.metrics import Metrics
 from promptbus_worker.model import Row
 from promptbus_worker.record import Pending, Record
+from promptbus_worker.replies import ReplyParts
 from promptbus_worker.reply_records import Outgoing, ReplyRecords
 from promptbus_worker.transactional_replies import TransactionalReplies
 from tests.unit.worker.virtual_time import in_virtual_time, loop
@@ -26,13 +27,17 @@ class Rig:
         self.ownership = Ownership("requests", 0, 1)
         self.replies = TransactionalReplies(
             self.handed_over.append,
-            ReplyRecords({"results": 1 << 20, "dead": 1 << 20}, dead_letter_topic="dead", worker="test-0"),
-            metrics=Metrics(["gpt4_nano"]),
-            on_answered=lambda request, now: None,
-            on_settled=lambda records: self.settled.extend(record.offset for record in records),
-            on_stop=lambda reason, restart: self.stopped.append(reason),
-            clock=loop().time,
-            wall_clock=loop().time,
+            ReplyParts(
+                records=ReplyRecords(
+                    {"results": 1 << 20, "dead": 1 << 20}, dead_letter_topic="dead", worker="test-0"
+                ),
+                metrics=Metrics(["gpt4_nano"]),
+                on_answered=lambda request, now: None,
+                on_settled=lambda records: self.settled.extend(record.offset for record in records),
+                on_stop=lambda reason, restart: self.stopped.append(reason),
+                clock=loop().time,
+                wall_clock=loop().time,
+            ),
         )
 
     def request(self, offset: int) -> Pending:
