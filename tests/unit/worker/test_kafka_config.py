@@ -57,6 +57,13 @@ def test_the_prefetch_is_small_by_default() -> None:
     assert kilobytes <= 8192
 
 
+def test_a_full_prefetch_holds_the_next_fetch_back_only_shortly() -> None:
+    """With the client's default of 1 s the worker had read the 8 MiB several times over before more came."""
+    backoff_ms = consumer_config(settings(), "worker-0")["fetch.queue.backoff.ms"]
+    assert isinstance(backoff_ms, int)
+    assert backoff_ms <= 20
+
+
 def test_tuning_is_passed_on_and_the_scoped_one_beats_the_shared_one() -> None:
     tuned = settings(
         kafka_client={"linger_ms": "1", "fetch_wait_max_ms": "2"},
