@@ -74,7 +74,7 @@ class Services:
         known = self._filled.get((workload.name, record))
         if known:
             return known
-        topic = self._topic("requests", PARTITIONS)
+        topic = self._topic("requests", workload.partitions)
         self._say(f"{workload.name}: writing {workload.records:,} requests")
         self.fill(topic, workload, record, range(workload.records))
         self._filled[workload.name, record] = topic
@@ -105,7 +105,7 @@ class Services:
         if contender.through_kafka:
             replies = self._topic("replies", PARTITIONS)
             if contender.reads_new_only_after or workload.rates:
-                requests = self._topic("requests", PARTITIONS)
+                requests = self._topic("requests", workload.partitions)
             else:
                 requests = self.backlog(workload, contender.record)
         return Place(
@@ -142,6 +142,11 @@ class Services:
                 if not passes(error_of(error)) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
+
+    def sharing(self, group: str) -> int:
+        """How many members of a group have partitions. Raises KafkaException."""
+        found = self._admin.describe_consumer_groups([group])[group].result(10)
+        return sum(bool(member.assignment.topic_partitions) for member in found.members)
 
     def read(self, topic: str, count: int, timeout_s: float = 10.0) -> list[Message]:
         """Up to `count` records from the beginning of the topic's partitions."""

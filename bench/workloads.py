@@ -16,7 +16,8 @@ class Workload:
     """`records`: how many requests lie on the topic before anybody starts.
 
     `concurrency`: of those that choose none; 0: they are tried at several before the first round.
-    With `rates` (prompts per second) latency is measured instead of throughput, for `window_s` each.
+    With `rates` (prompts per second) latency is measured instead of throughput, for `window_s` each, with requests at
+    an even pace or `at_random`.
     """
 
     name: str
@@ -28,10 +29,17 @@ class Workload:
     prompt_bytes: int = 20
     max_tokens: int = 16
     rates: tuple[int, ...] = ()
+    at_random: bool = False
+    partitions: int = 6
     concurrency: int = 0
     warm_s: float = 1.0
     peer_window_s: float = 20.0
     with_peers: bool = False
+
+    @property
+    def in_bursts(self) -> bool:
+        """Answers come batch by batch, with nothing in between."""
+        return self.model != INSTANT
 
     @property
     def rows(self) -> tuple[str, ...]:

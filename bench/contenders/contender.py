@@ -38,6 +38,7 @@ class Contender:
 
     `sweep`: the concurrencies from which the best is chosen before the first round; none: it chooses by itself.
     `may_be_missing`: if it cannot be had or fails here, the rest is measured without it.
+    `members`: so many processes share the partitions, and nothing is measured before each has some.
     `reads_new_only_after`: it reads only records that come after this text stands in its log.
     """
 
@@ -45,6 +46,7 @@ class Contender:
     about: str
     command: Callable[[Place], Command]
     through_kafka: bool = True
+    members: int = 1
     prepare: Callable[[], None] = lambda: None
     sweep: tuple[int, ...] = ()
     record: prompts.Make = prompts.request

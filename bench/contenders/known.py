@@ -1,6 +1,7 @@
 """Everybody who takes part."""
 
 import sys
+from collections.abc import Mapping
 from functools import partial
 
 from bench.contenders import perf_analyzer
@@ -17,8 +18,8 @@ ONE_AT_A_TIME = "one at a time"
 _FIND_BENCH = {"PYTHONPATH": str(PROJECT)}
 
 
-def promptbus_command(processes: int, place: Place) -> Command:
-    """The worker with its defaults."""
+def promptbus_command(processes: int, place: Place, settings: Mapping[str, str] | None = None) -> Command:
+    """The worker with its defaults, but for these settings."""
     environment = {
         "KAFKA_BOOTSTRAP": place.bootstrap,
         "KAFKA_REQUEST_TOPIC": place.requests,
@@ -31,7 +32,7 @@ def promptbus_command(processes: int, place: Place) -> Command:
         "LOG_LEVEL": "warning",
         "WORKER_PROCESSES": str(processes),
     }
-    return Command([sys.executable, "-m", "promptbus", "worker"], environment)
+    return Command([sys.executable, "-m", "promptbus", "worker"], environment | dict(settings or {}))
 
 
 def one_at_a_time_command(place: Place) -> Command:
@@ -51,7 +52,9 @@ CONTENDERS: dict[str, Contender] = {
     contender.name: contender
     for contender in (
         Contender(PROMPTBUS, "the worker with its defaults, one process", partial(promptbus_command, 1)),
-        Contender(PROMPTBUS_2, "the worker with WORKER_PROCESSES=2", partial(promptbus_command, 2)),
+        Contender(
+            PROMPTBUS_2, "the worker with WORKER_PROCESSES=2", partial(promptbus_command, 2), members=2
+        ),
         Contender(
             BARE_LOOP,
             "tritonclient.http.aio on uvloop, batches of 8, at its best concurrency; no Kafka",

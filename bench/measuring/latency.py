@@ -1,10 +1,13 @@
-"""Latency at an even pace: from when a request was due to be sent until its reply was read.
+"""Latency at a given rate: from when a request was due to be sent until its reply was read.
 
 Counting from when it was due, not from when it was sent, leaves nothing out if the sender itself was held up.
 """
 
+import random
 import threading
 import time
+from collections.abc import Sequence
+from itertools import accumulate
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
@@ -34,16 +37,16 @@ class Conversation:
         self._consumer = Consumer({**client, "group.id": "bench", "enable.auto.commit": False})
         self._consumer.assign([TopicPartition(place.replies, number, 0) for number in range(PARTITIONS)])
 
-    def hold(self, rate: int, count: int, patience_s: float = PATIENCE_S) -> list[float]:
-        """Send `count` requests at `rate` per second; the latencies in ms of those that are answered."""
-        numbers = range(self._next, self._next + count)
-        self._next += count
+    def hold(self, times_s: Sequence[float], patience_s: float = PATIENCE_S) -> list[float]:
+        """Send a request at each of these times from now; the latencies in ms of those that are answered."""
+        numbers = range(self._next, self._next + len(times_s))
+        self._next += len(times_s)
         start = time.perf_counter() + 0.05
-        due = {prompts.key(number): start + index / rate for index, number in enumerate(numbers)}
+        due = {prompts.key(number): start + time_s for number, time_s in zip(numbers, times_s, strict=True)}
         sender = threading.Thread(target=self._send, args=(numbers, list(due.values())))
         sender.start()
         try:
-            return self._read(due, start + count / rate + patience_s)
+            return self._read(due, start + times_s[-1] + patience_s)
         finally:
             sender.join()
 
@@ -75,6 +78,17 @@ class Conversation:
         self._consumer.close()
 
 
+def even(rate: float, count: int) -> list[float]:
+    """Times at an even pace."""
+    return [number / rate for number in range(count)]
+
+
+def at_random(rate: float, count: int) -> list[float]:
+    """Times as of many callers who know nothing of each other (Poisson); the same ones for each run."""
+    dice = random.Random(count)
+    return list(accumulate(dice.expovariate(rate) for _ in range(count)))
+
+
 def measure(contender: Contender, workload: Workload, services: Services) -> dict[str, Figures]:
     """Figures for each of the workload's rates. Raises ContenderFailed."""
     place = services.place(workload, contender)
@@ -92,8 +106,8 @@ def measure(contender: Contender, workload: Workload, services: Services) -> dic
 
 
 def _warm(run: Run, conversation: Conversation) -> None:
-    run.wait_for("the first answer", lambda: bool(conversation.hold(1, 1, 5.0)))
-    conversation.hold(WARM_RATE, WARM_PROMPTS)
+    run.wait_for("the first answer", lambda: bool(conversation.hold([0.0], 5.0)))
+    conversation.hold(even(WARM_RATE, WARM_PROMPTS))
 
 
 def _at_rate(
@@ -101,7 +115,7 @@ def _at_rate(
 ) -> Figures:
     roles, count = run.roles, round(rate * workload.window_s)
     cpu, triton = cpu_s(roles), triton_counts.counts(services.triton_port, workload.model)
-    found = sorted(conversation.hold(rate, count))
+    found = sorted(conversation.hold((at_random if workload.at_random else even)(rate, count)))
     if not run.process.running:
         raise ContenderFailed(f"{run.contender.name} ended at {rate} per second.")
     answered = max(1, len(found))

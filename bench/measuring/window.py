@@ -20,6 +20,8 @@ from bench.workloads import REAL, Workload
 
 WARM_SHARE, DONE_SHARE = 0.1, 0.95
 """Of the backlog: a window begins at the latest after the first, and ends at the latest with the second."""
+BURST_OVER_S = 0.02
+LONGEST_CALM_S = 30.0
 CHECKED = 500
 
 
@@ -53,12 +55,19 @@ def measure(contender: Contender, workload: Workload, services: Services, concur
             run.wait_for("it reads", lambda: run.has_logged(contender.reads_new_only_after))
             stack.enter_context(fed(contender, workload, services, place))
         run.wait_for("the first answer", lambda: done() > 0)
+        if contender.members > 1:
+            sharing = min(contender.members, workload.partitions)
+            run.wait_for("each process has partitions", lambda: services.sharing(place.group) >= sharing)
         roles = run.roles
         has_backlog = contender.through_kafka and not contender.reads_new_only_after
         limit = workload.records if has_backlog else float("inf")
         _wait(run, done, time.monotonic() + workload.warm_s, limit * WARM_SHARE)
+        if workload.in_bursts:
+            _after_a_burst(run, done)
         first = look()
         _wait(run, done, first.at + window_s, limit * DONE_SHARE)
+        if workload.in_bursts:
+            _after_a_burst(run, done)
         last = look()
         peak_mb = peak_memory_mb(run.process.pid)
     answered = last.prompts - first.prompts
@@ -89,6 +98,20 @@ def _wait(run: Run, done: Callable[[], int], until: float, or_done: float) -> No
             raise ContenderFailed(f"{run.contender.name} ended while it was measured.")
         if or_done != float("inf") and done() >= or_done:
             return
+
+
+def _after_a_burst(run: Run, done: Callable[[], int]) -> None:
+    """Until answers have come and no more do for a moment.
+
+    A model that works for long answers whole batches at once, instances often in step. Between two bursts there is a
+    whole number of them; a window that ended by the clock would have one more or less by chance.
+    """
+    before = done()
+    run.wait_for("an answer", lambda: done() > before, LONGEST_CALM_S)
+    seen = 0
+    while (now := done()) > seen:
+        seen = now
+        time.sleep(BURST_OVER_S)
 
 
 def _check(contender: Contender, workload: Workload, replies: list[Message]) -> None:
