@@ -33,7 +33,10 @@ class Conversation:
         self._place = place
         self._next = 0
         client = {"bootstrap.servers": place.bootstrap, "log_level": 0}
-        self._producer = Producer({**client, "linger.ms": 0, "partitioner": "murmur2_random"})
+        # As PromptClient's: it sends at once, and what comes while five requests are under way goes together.
+        self._producer = Producer(
+            {**client, "linger.ms": 0, "enable.idempotence": True, "partitioner": "murmur2_random"}
+        )
         self._consumer = Consumer({**client, "group.id": "bench", "enable.auto.commit": False})
         self._consumer.assign([TopicPartition(place.replies, number, 0) for number in range(PARTITIONS)])
 
