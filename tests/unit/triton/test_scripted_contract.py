@@ -17,6 +17,7 @@ from tests.unit.triton import faults
 from tests.unit.triton.contract import GENEROUS_S, TritonContract, answered, failed, inputs
 from tests.unit.triton.scripted_triton import (
     METADATA,
+    Received,
     Script,
     ScriptedTriton,
     answer_of,
@@ -234,10 +235,15 @@ async def test_calls_beyond_the_connection_limit_wait_within_their_own_timeout(
 ) -> None:
     client = TritonClient(triton.url, max_connections=1, transport=transport)
     spec = await client.read_spec("gpt4_nano")
-    triton.scripts.append(faults.silent)
+    arrived = asyncio.Event()
+
+    async def silent(server: ScriptedTriton, request: Received, writer: asyncio.StreamWriter) -> None:
+        arrived.set()
+        await faults.silent(server, request, writer)
+
+    triton.scripts.append(silent)
     first = asyncio.create_task(failed(client, spec, inputs("first"), timeout_s=60))
-    while not triton.calls:
-        await asyncio.sleep(0.001)
+    await arrived.wait()
     error = await failed(client, spec, inputs("second"), timeout_s=0.3)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
