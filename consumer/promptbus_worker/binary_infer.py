@@ -1,23 +1,24 @@
-"""Inference calls in Triton's binary tensor format, built and read without numpy: the hot path for plain http.
+"""Calls to Triton over plain http: its binary tensor format built and read without numpy, and a model's metadata.
 
 The protocol is the KServe v2 one with Triton's extension for binary tensor data: a JSON header, then the tensors' raw
 bytes in its order; `Inference-Header-Content-Length` says where the header ends. BYTES elements have their length
 before them, 4 bytes, little-endian; numbers are little-endian.
 
-tritonclient (triton.py, tensors.py) is the reference: both pass the same tests.
+tritonclient (tritonclient_calls.py, tensors.py) is the reference: both pass the same tests.
 """
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 from urllib.parse import quote
 
 import orjson
 
-from promptbus_worker.http_protocol import Answer, Pool
+from promptbus_worker.answer_rows import OUTPUTS, UnreadableOutput, rows_of
+from promptbus_worker.http_protocol import Answer, BrokenConnection, NotConnected, Pool
 from promptbus_worker.model import CALL_TRACEPARENT, BadRow, Inputs, ModelSpec, Row
+from promptbus_worker.model_metadata import ModelConfig, ModelMetadata
 from promptbus_worker.outcomes import CallError, CallFailure, failure_of_status
-from promptbus_worker.tensors import OUTPUTS, UnreadableOutput, rows_of
 
 _FORMATS: Mapping[str, str] = {
     "BOOL": "?",
@@ -81,8 +82,8 @@ class _Template(NamedTuple):
     inputs: Sequence[tuple[str, Callable[..., bytes] | None]]  # None: BYTES
 
 
-class BinaryInference:
-    """Calls over one pool. `address`: "host:port" with the path before /v2, as split_url gives it."""
+class BinaryCalls:
+    """Calls over one pool, which is closed with it. `address`: "host:port" with the path before /v2, as split_url gives it."""
 
     def __init__(self, pool: Pool, address: str, headers: Mapping[str, str]) -> None:
         host, _, path = address.partition("/")
@@ -94,27 +95,50 @@ class BinaryInference:
         self._headers = b"\r\n".join(lines)
         self._templates: dict[str, tuple[ModelSpec, dict[tuple[int, *tuple[str, ...]], _Template]]] = {}
 
-    async def infer(self, spec: ModelSpec, batch: Sequence[Inputs]) -> tuple[str, list[Row | BadRow]]:
-        """The version that answered, and one row per request in the order of the batch.
+    async def describe(self, model: str, version: str) -> tuple[ModelMetadata, ModelConfig]:
+        """What Triton says about a model; `version` "" is its choice. Raises CallError."""
+        path = self._model_path(model, version)
+        return await self._get(path), await self._get(f"{path}/config")
 
-        Raises CallError; NotConnected and BrokenConnection of http_protocol as they come.
-        """
+    async def close(self) -> None:
+        """Break every connection."""
+        await self._pool.close()
+
+    async def infer(self, spec: ModelSpec, batch: Sequence[Inputs]) -> tuple[str, list[Row | BadRow]]:
+        """The version that answered, and one row per request in the order of the batch. Raises CallError."""
         try:
             request = self.request(spec, batch)
         except (KeyError, ValueError, TypeError, OverflowError, struct.error) as error:
             raise CallError(
                 CallFailure.BAD_REQUEST, f"the batch does not fit the model's inputs: {_text(error)}"
             ) from error
-        answer = await self._pool.post(request)
-        if answer.status != 200:
-            text = _error_text(answer)
-            raise CallError(
-                failure_of_status(answer.status, text),
-                text,
-                status=answer.status,
-                retry_after_s=_retry_after_s(answer),
-            )
-        return read_answer(answer, len(batch))
+        return read_answer(await self._send(request), len(batch))
+
+    async def _get(self, path: str) -> Any:
+        answer = await self._send(b"GET %s HTTP/1.1\r\n%s\r\n\r\n" % (path.encode(), self._headers))
+        _check_encoding(answer)
+        try:
+            return orjson.loads(answer.body)
+        except orjson.JSONDecodeError as error:
+            raise _no_json(error) from error
+
+    async def _send(self, request: bytes) -> Answer:
+        """The answer, if it is a 200."""
+        try:
+            answer = await self._pool.send(request)
+        except NotConnected as error:
+            raise CallError(CallFailure.REFUSED, _text(error)) from error
+        except BrokenConnection as error:
+            raise CallError(CallFailure.CONNECTION, _text(error)) from error
+        if answer.status == 200:
+            return answer
+        text = _error_text(answer)
+        raise CallError(
+            failure_of_status(answer.status, text),
+            text,
+            status=answer.status,
+            retry_after_s=_retry_after_s(answer),
+        )
 
     def request(self, spec: ModelSpec, batch: Sequence[Inputs]) -> bytes:
         """The whole HTTP request. Each tensor has the shape [n, 1].
@@ -174,8 +198,7 @@ class BinaryInference:
         outputs = [{"name": n, "parameters": {"binary_data": True}} for n in OUTPUTS if n in spec.outputs]
         header = b'{"inputs":[%s],"outputs":%s}' % (b",".join(tensors), orjson.dumps(outputs))
         header_size = len(header % tuple([0] * sum(pack is None for _, pack in inputs)))
-        version = f"/versions/{quote(spec.version, safe='')}" if spec.version else ""
-        path = quote(self._path, safe="/%:@!$&'()*+,;=~") + f"{quote(spec.name, safe='')}{version}/infer"
+        path = f"{self._model_path(spec.name, spec.version)}/infer"
         lines = b"POST %s HTTP/1.1\r\n%s\r\nContent-Type: application/octet-stream\r\n" % (
             path.encode(),
             self._headers,
@@ -184,12 +207,15 @@ class BinaryInference:
         head = lines.replace(b"%", b"%%") + b"Content-Length: %d\r\n\r\n" + header
         return _Template(head, header_size + fixed_size, inputs)
 
+    def _model_path(self, model: str, version: str) -> str:
+        chosen = f"/versions/{quote(version, safe='')}" if version else ""
+        return quote(self._path, safe="/%:@!$&'()*+,;=~") + quote(model, safe="") + chosen
+
 
 def read_answer(answer: Answer, size: int) -> tuple[str, list[Row | BadRow]]:
     """The body of a 200 as one row per request. Raises CallError: BAD_OUTPUT, or CONNECTION if it is no JSON."""
     try:
-        if answer.headers.get(b"content-encoding", b"identity") != b"identity":
-            raise CallError(CallFailure.CONNECTION, "the answer is compressed, unasked", status=200)
+        _check_encoding(answer)
         length = answer.headers.get(b"inference-header-content-length")
         header_size = len(answer.body) if length is None else int(length)
         if not 0 <= header_size <= len(answer.body):
@@ -208,8 +234,17 @@ def _json(header: bytes) -> _Envelope:
         envelope: _Envelope = orjson.loads(header)
     except orjson.JSONDecodeError as error:
         header.decode()  # not UTF-8: the model's doing. Everything else is no inference server: a login page
-        raise CallError(CallFailure.CONNECTION, f"the answer is not JSON: {error}", status=200) from error
+        raise _no_json(error) from error
     return envelope
+
+
+def _no_json(error: ValueError) -> CallError:
+    return CallError(CallFailure.CONNECTION, f"the answer is not JSON: {error}", status=200)
+
+
+def _check_encoding(answer: Answer) -> None:
+    if answer.headers.get(b"content-encoding", b"identity") != b"identity":
+        raise CallError(CallFailure.CONNECTION, "the answer is compressed, unasked", status=200)
 
 
 def _columns(envelope: _Envelope, body: bytes, at: int, size: int) -> dict[str, Sequence[object]]:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 without TLS, as little of it as posting to an inference server takes: one request, one answer.
+"""HTTP/1.1 without TLS, as little of it as calls to an inference server take: one request, one answer.
 
 Rules of RFC 9112 that are kept: a head of at most MAX_HEAD bytes; a body by `Content-Length`, `chunked`, or until the
 server closes; interim 1xx answers are passed over. A message that claims two lengths is refused. Redirects, cookies,
@@ -8,7 +8,7 @@ A request goes out at most once. Before it does, a connection that is known to b
 from the first byte on, every failure is BrokenConnection: the server may have read the request and run it. A
 connection that did not end its answer in order (failed, cancelled, timed out) is closed, never used again.
 
-Time is the caller's: `async with asyncio.timeout(...)` around Pool.post. TCP_NODELAY is set by both event loops,
+Time is the caller's: `async with asyncio.timeout(...)` around Pool.send. TCP_NODELAY is set by both event loops,
 asyncio's and uvloop's.
 """
 
@@ -255,7 +255,7 @@ class Pool:
         self.connections: set[Connection] = set()  # all that are open
         self._closed = False
 
-    async def post(self, request: bytes) -> Answer:
+    async def send(self, request: bytes) -> Answer:
         """Send the request's bytes, head included, once. Waits for a connection, in order of arrival.
 
         Raises NotConnected: nothing was sent. BrokenConnection: it may have run.

@@ -1,4 +1,4 @@
-"""A batch's values as tritonclient's tensors, and an answer's outputs as one row per request.
+"""A batch's values as tritonclient's tensors, and its answer's outputs as one row per request.
 
 numpy is touched once per tensor, never once per row. BYTES go binary in both directions: in
 JSON, one row that is not UTF-8 spoils the whole answer.
@@ -10,14 +10,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 from tritonclient.http.aio import InferInput, InferRequestedOutput, InferResult
 
+from promptbus_worker.answer_rows import OUTPUTS, UnreadableOutput, rows_of
 from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row
-from promptbus_worker.model_metadata import (
-    COMPLETION_TOKENS,
-    FINISH_REASON,
-    PROMPT_TOKENS,
-    RESPONSE,
-    TOTAL_TOKENS,
-)
 
 _DTYPES: Mapping[str, DTypeLike] = {
     # object, because numpy's own bytes type drops trailing NULs
@@ -35,14 +29,6 @@ _DTYPES: Mapping[str, DTypeLike] = {
     "FP32": np.float32,
     "FP64": np.float64,
 }
-
-
-OUTPUTS = (RESPONSE, TOTAL_TOKENS, PROMPT_TOKENS, COMPLETION_TOKENS, FINISH_REASON)
-"""The outputs that are read, where the model has them."""
-
-
-class UnreadableOutput(Exception):
-    """The answer as a whole cannot be given to the requests of the batch: an output is missing or misshapen."""
 
 
 def requested_outputs(spec: ModelSpec) -> list[InferRequestedOutput]:
@@ -80,30 +66,6 @@ def decode(result: InferResult, size: int) -> tuple[str, list[Row | BadRow]]:
     return str(envelope.get("model_version", "")), rows_of(columns, size, envelope)
 
 
-def rows_of(
-    columns: Mapping[str, Sequence[object] | None], size: int, envelope: object
-) -> list[Row | BadRow]:
-    """One row per request from the outputs' values by name, `size` each. `envelope` is for the error's text.
-
-    Raises UnreadableOutput if an output that every answer needs is missing or is no text.
-    """
-    texts, totals = columns.get(RESPONSE), columns.get(TOTAL_TOKENS)
-    if texts is None or totals is None:
-        missing = RESPONSE if texts is None else TOTAL_TOKENS
-        raise UnreadableOutput(f"output {missing} is missing; the answer says {str(envelope)[:300]}")
-    return [
-        text if isinstance(text, BadRow) else Row(text, total, prompt, completion, reason)
-        for text, total, prompt, completion, reason in zip(
-            [_text(text) for text in texts],
-            _counts(totals, size),
-            _counts(columns.get(PROMPT_TOKENS), size),
-            _counts(columns.get(COMPLETION_TOKENS), size),
-            _reasons(columns.get(FINISH_REASON), size),
-            strict=True,
-        )
-    ]
-
-
 def _column(result: InferResult, name: str, size: int) -> list[object] | None:
     array = result.as_numpy(name)
     if array is None:
@@ -112,30 +74,3 @@ def _column(result: InferResult, name: str, size: int) -> list[object] | None:
         raise UnreadableOutput(f"output {name} has shape {list(array.shape)} for {size} requests")
     values: list[object] = array.reshape(-1).tolist()
     return values
-
-
-def _text(value: object) -> str | BadRow:
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            return BadRow(f"output {RESPONSE} is not UTF-8: {error.reason} at byte {error.start}")
-    if isinstance(value, str):  # a server that answers in JSON although binary was asked for
-        return value
-    raise UnreadableOutput(f"output {RESPONSE} is no text")
-
-
-def _counts(column: Sequence[object] | None, size: int) -> Sequence[int | None]:
-    if column is None:
-        return [None] * size
-    return [value if isinstance(value, int) and value >= 0 else None for value in column]
-
-
-def _reasons(column: Sequence[object] | None, size: int) -> Sequence[str | None]:
-    if column is None:
-        return [None] * size
-    # A reason that cannot be read costs the reason, not the answer.
-    return [
-        (value.decode(errors="replace") if isinstance(value, bytes) else str(value)) if value else None
-        for value in column
-    ]

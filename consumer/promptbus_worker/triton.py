@@ -3,28 +3,21 @@
 Everything that can go wrong comes out as a CallError with one of the failures of outcomes.py. What happens to the
 requests then is not decided here, and nothing is repeated here: a POST goes out once, by either transport.
 
-Inference over plain http goes through http_protocol.py and binary_infer.py. tritonclient is the reference: metadata
-and TLS go through it always, and `transport="tritonclient"` brings everything back to it.
+Plain http goes through http_protocol.py and binary_infer.py. tritonclient is the reference: TLS goes through it always,
+and `transport="tritonclient"` brings everything back to it.
 """
 
 import asyncio
-import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
-import aiohttp
-import rapidjson
-from tritonclient.http.aio import InferenceServerClient, InferRequestedOutput
-from tritonclient.utils import InferenceServerException
-
-from promptbus_worker.binary_infer import RESERVED_HEADERS, BinaryInference
-from promptbus_worker.http_protocol import BrokenConnection, NotConnected, Pool
-from promptbus_worker.model import CALL_TRACEPARENT, BadRow, Inputs, ModelSpec, Row, TensorSpec, TensorValue
-from promptbus_worker.model_metadata import describe
-from promptbus_worker.outcomes import CallError, CallFailure, failure_of_status
-from promptbus_worker.tensors import decode, encode, requested_outputs
+from promptbus_worker.binary_infer import RESERVED_HEADERS, BinaryCalls
+from promptbus_worker.http_protocol import Pool
+from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec, TensorValue
+from promptbus_worker.model_metadata import ModelConfig, ModelMetadata, describe
+from promptbus_worker.outcomes import CallError, CallFailure
 
 __all__ = [
     "BadRow",
@@ -70,6 +63,14 @@ def split_url(url: str) -> tuple[str, bool]:
     return f"{name}:{port}{parts.path.rstrip('/')}", parts.scheme == "https"
 
 
+class Calls(Protocol):
+    """One way to make calls. Its methods raise CallError, or TimeoutError when time ran out."""
+
+    async def describe(self, model: str, version: str) -> tuple[ModelMetadata, ModelConfig]: ...
+    async def infer(self, spec: ModelSpec, batch: Sequence[Inputs]) -> tuple[str, list[Row | BadRow]]: ...
+    async def close(self) -> None: ...
+
+
 class TritonClient:
     """Triton's HTTP port.
 
@@ -77,7 +78,7 @@ class TritonClient:
     every call. `max_connections` has to be at least the number of calls that can be in flight: a call that waits
     for a connection does so within its own time-out. Proxies of the environment never apply.
 
-    `transport` is what inference calls go through; "binary" is for plain http and for headers that do not describe
+    `transport` is what calls go through; "binary" is for plain http and for headers that do not describe
     the request itself (RESERVED_HEADERS): with others, and over TLS, it is tritonclient all the same.
 
     Raises ValueError with a sentence for an unusable url or header.
@@ -98,25 +99,17 @@ class TritonClient:
         own_headers = {name.lower(): headers[name] for name in headers}
         # aiohttp offers gzip by itself; Triton takes the offer for JSON and proxies for error pages, which
         # tritonclient does not unpack.
-        self._headers = {"accept-encoding": "identity"} | own_headers
+        sent = {"accept-encoding": "identity"} | own_headers
         self._address = urlsplit(f"//{address}")
-        self._client = InferenceServerClient(
-            address,
-            conn_limit=max_connections,
-            conn_timeout=None,  # each call has its own deadline; the session's would undercut long ones
-            ssl=tls,
-            ssl_context=ssl.create_default_context() if tls else None,
-        )
-        self._pool: Pool | None = None
-        self._run: Callable[[ModelSpec, Sequence[Inputs]], Awaitable[tuple[str, list[Row | BadRow]]]]
-        self._run = self._run_tritonclient
         if transport == "binary" and not tls and not RESERVED_HEADERS & own_headers.keys():
             host, port = self._address.hostname, self._address.port
             assert host is not None
             assert port is not None
-            self._pool = Pool(host, port, size=max_connections)
-            self._run = BinaryInference(self._pool, address, self._headers).infer
-        self._outputs: dict[str, tuple[ModelSpec, list[InferRequestedOutput]]] = {}
+            self._calls: Calls = BinaryCalls(Pool(host, port, size=max_connections), address, sent)
+        else:
+            from promptbus_worker.tritonclient_calls import TritonclientCalls
+
+            self._calls = TritonclientCalls(address, sent, tls=tls, max_connections=max_connections)
         self._closed = False
 
     async def read_spec(
@@ -130,10 +123,9 @@ class TritonClient:
         version = version or ""
         try:
             async with asyncio.timeout(timeout_s):
-                metadata = await self._client.get_model_metadata(model, version, headers=self._headers)
-                config = await self._client.get_model_config(model, version, headers=self._headers)
-        except Exception as error:
-            raise await self._call_error(error, timeout_s) from error
+                metadata, config = await self._calls.describe(model, version)
+        except TimeoutError as error:
+            raise await self._late(timeout_s) from error
         return describe(metadata, config, version=version)
 
     async def infer(
@@ -147,57 +139,20 @@ class TritonClient:
         self._check_open()
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._run(spec, batch)
-        except CallError:
-            raise
-        except Exception as error:
-            raise await self._call_error(error, timeout_s) from error
-
-    async def _run_tritonclient(
-        self, spec: ModelSpec, batch: Sequence[Inputs]
-    ) -> tuple[str, list[Row | BadRow]]:
-        try:
-            inputs = encode(spec, batch)
-        except (KeyError, ValueError, TypeError, OverflowError) as error:
-            raise CallError(
-                CallFailure.BAD_REQUEST, f"the batch does not fit the model's inputs: {_text(error)}"
-            ) from error
-        traceparent = CALL_TRACEPARENT.get()
-        traced = {"traceparent": traceparent.decode()} if traceparent is not None else {}
-        result = await self._client.infer(
-            spec.name,
-            inputs,
-            model_version=spec.version,
-            outputs=self._requested(spec),
-            headers=self._headers | traced,  # a copy: tritonclient adds to it
-        )
-        try:
-            return decode(result, len(batch))
-        except Exception as error:  # whatever numpy and struct make of bytes that lie about themselves
-            raise CallError(CallFailure.BAD_OUTPUT, _text(error), status=200) from error
+                return await self._calls.infer(spec, batch)
+        except TimeoutError as error:
+            raise await self._late(timeout_s) from error
 
     async def close(self) -> None:
         """Close every connection. Calls still under way fail; later ones raise RuntimeError."""
         self._closed = True
-        try:
-            if self._pool is not None:
-                await self._pool.close()
-        finally:
-            await self._client.close()
+        await self._calls.close()
 
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("this TritonClient is closed")
 
-    def _requested(self, spec: ModelSpec) -> list[InferRequestedOutput]:
-        known = self._outputs.get(spec.name)
-        if known is None or known[0] is not spec:
-            known = self._outputs[spec.name] = (spec, requested_outputs(spec))
-        return known[1]
-
-    async def _call_error(self, error: Exception, timeout_s: float) -> CallError:
-        if not isinstance(error, TimeoutError):
-            return _classify(error)
+    async def _late(self, timeout_s: float) -> CallError:
         # The call's one deadline cannot tell "connected, but slow" from "no host there any more", and the second
         # must not be charged to a request.
         if await self._accepts_connections():
@@ -214,23 +169,3 @@ class TritonClient:
             return False
         writer.transport.abort()
         return True
-
-
-def _classify(error: Exception) -> CallError:
-    if isinstance(error, InferenceServerException):
-        status, text = error.status(), str(error.message())
-        if status is None:  # tritonclient itself, about the body of a 200
-            return CallError(CallFailure.BAD_OUTPUT, text, status=200)
-        return CallError(failure_of_status(int(status), text), text, status=int(status))
-    if isinstance(error, aiohttp.ClientConnectorError | NotConnected):
-        return CallError(CallFailure.REFUSED, _text(error))
-    if isinstance(error, aiohttp.ClientError | OSError | BrokenConnection):
-        return CallError(CallFailure.CONNECTION, _text(error))
-    if isinstance(error, rapidjson.JSONDecodeError):
-        # Something answered 200, but no inference server: a login page, a proxy's greeting.
-        return CallError(CallFailure.CONNECTION, f"the answer is not JSON: {error}", status=200)
-    return CallError(CallFailure.BAD_OUTPUT, _text(error), status=200)
-
-
-def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

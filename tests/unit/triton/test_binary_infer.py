@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from promptbus_worker.binary_infer import RESERVED_HEADERS, BinaryInference, read_answer
+from promptbus_worker.binary_infer import RESERVED_HEADERS, BinaryCalls, read_answer
 from promptbus_worker.http_protocol import Answer, Pool, Reading
 from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec, TensorValue
 from promptbus_worker.outcomes import CallError, CallFailure
@@ -46,8 +46,8 @@ def spec_of(*tensors: tuple[str, str], name: str = "m", version: str = "") -> Mo
     return ModelSpec(name, version, {n: TensorSpec(n, kind, True) for n, kind in tensors}, outputs, 8, 1)
 
 
-def calls(headers: dict[str, str] | None = None, address: str = "host:8000") -> BinaryInference:
-    return BinaryInference(Pool("host", 8000, size=1), address, headers or {})
+def calls(headers: dict[str, str] | None = None, address: str = "host:8000") -> BinaryCalls:
+    return BinaryCalls(Pool("host", 8000, size=1), address, headers or {})
 
 
 def take_apart(request: bytes) -> tuple[str, dict[str, str], object, bytes]:

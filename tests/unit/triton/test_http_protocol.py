@@ -213,16 +213,16 @@ async def test_one_connection_serves_call_after_call_and_the_last_used_is_used_f
     server = Server()
     async with pool_for(server) as pool:
         for _ in range(5):
-            assert (await pool.post(REQUEST)).body == b"hello"
+            assert (await pool.send(REQUEST)).body == b"hello"
         assert (server.connections, server.requests) == (1, 5)
-        await asyncio.gather(*(pool.post(REQUEST) for _ in range(3)))
+        await asyncio.gather(*(pool.send(REQUEST) for _ in range(3)))
         assert server.connections == 3
 
 
 async def test_connections_are_never_more_than_allowed_and_calls_wait_their_turn() -> None:
     server = Server()
     async with pool_for(server, size=2) as pool:
-        answers = await asyncio.gather(*(pool.post(REQUEST) for _ in range(20)))
+        answers = await asyncio.gather(*(pool.send(REQUEST) for _ in range(20)))
     assert len(answers) == server.requests == 20
     assert server.connections == 2
 
@@ -247,7 +247,7 @@ async def test_a_connection_that_the_server_closed_while_idle_is_passed_over() -
     server.behave = answer_and_close
     async with pool_for(server) as pool:
         for number in range(1, 4):
-            assert (await pool.post(REQUEST)).status == 200
+            assert (await pool.send(REQUEST)).status == 200
             await until(lambda: not any(one.usable for one in pool.connections))
             assert (server.connections, server.requests) == (number, number)
 
@@ -263,11 +263,11 @@ async def test_a_connection_that_speaks_while_idle_is_not_trusted_with_a_request
 
     server.behave = answer_twice
     async with pool_for(server) as pool:
-        await pool.post(REQUEST)
+        await pool.send(REQUEST)
         proceed.set()
         await until(lambda: not any(one.usable for one in pool.connections))
         server.behave = server.answer
-        assert (await pool.post(REQUEST)).body == b"hello"
+        assert (await pool.send(REQUEST)).body == b"hello"
         assert server.connections == 2
 
 
@@ -280,16 +280,16 @@ async def test_bytes_after_an_answer_cost_the_connection_and_not_the_answer() ->
     server.behave = too_much
     async with pool_for(server) as pool:
         for number in range(1, 4):
-            assert (await pool.post(REQUEST)).body == b"hello"
+            assert (await pool.send(REQUEST)).body == b"hello"
             assert server.connections == number
 
 
 async def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server()
     async with pool_for(server) as pool:
-        await pool.post(REQUEST)
+        await pool.send(REQUEST)
         monkeypatch.setattr(http_protocol, "IDLE_S", -1.0)
-        await pool.post(REQUEST)
+        await pool.send(REQUEST)
         await until(lambda: server.closed == 1)
         assert server.connections == 2
 
@@ -297,12 +297,12 @@ async def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch
 async def test_connections_that_nobody_needs_any_more_are_closed() -> None:
     server = Server()
     async with pool_for(server) as pool:
-        await asyncio.gather(*(pool.post(REQUEST) for _ in range(3)))
-        await pool.post(REQUEST)
+        await asyncio.gather(*(pool.send(REQUEST) for _ in range(3)))
+        await pool.send(REQUEST)
         assert len(pool.connections) == 3, "the next peak may come soon"
         for connection in pool._idle[:-1]:
             connection.idle_since -= 2 * http_protocol.IDLE_S
-        await pool.post(REQUEST)
+        await pool.send(REQUEST)
         await until(lambda: server.closed == 2)
         assert len(pool.connections) == 1
         assert server.connections == 3
@@ -319,38 +319,44 @@ async def test_a_request_is_sent_once_however_its_connection_breaks(reused: bool
 
     async with pool_for(server) as pool:
         if reused:
-            await pool.post(REQUEST)
+            await pool.send(REQUEST)
         server.behave = break_off
         with pytest.raises(BrokenConnection):
-            await pool.post(REQUEST)
+            await pool.send(REQUEST)
         assert (server.connections, server.requests) == (1, 1 + reused)
         server.behave = server.answer
-        assert (await pool.post(REQUEST)).status == 200
+        assert (await pool.send(REQUEST)).status == 200
 
 
 @pytest.mark.parametrize("begun", [b"", OK[:-1]])
 async def test_a_call_that_is_given_up_closes_its_connection(begun: bytes) -> None:
     server = Server()
 
-    async def never(writer: asyncio.StreamWriter) -> None:
+    arrived, given_up = asyncio.Event(), asyncio.Event()
+
+    async def late(writer: asyncio.StreamWriter) -> None:
         writer.write(begun)
-        await asyncio.sleep(0.05)
+        arrived.set()
+        await given_up.wait()
         writer.write(OK)
 
-    server.behave = never
+    server.behave = late
     async with pool_for(server, size=1) as pool:
+        call = asyncio.create_task(pool.send(REQUEST))
+        await arrived.wait()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.03):
-                await pool.post(REQUEST)
+                await call
+        given_up.set()
         server.behave = server.answer
-        assert (await pool.post(REQUEST)).body == b"hello"
+        assert (await pool.send(REQUEST)).body == b"hello"
         assert (server.connections, server.requests) == (2, 2)
-        call = asyncio.create_task(pool.post(REQUEST))
+        call = asyncio.create_task(pool.send(REQUEST))
         await asyncio.sleep(0)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        assert (await pool.post(REQUEST)).body == b"hello"
+        assert (await pool.send(REQUEST)).body == b"hello"
 
 
 async def test_an_early_answer_to_a_long_request_costs_the_connection() -> None:
@@ -365,7 +371,7 @@ async def test_an_early_answer_to_a_long_request_costs_the_connection() -> None:
     async with await asyncio.start_server(refuse, "127.0.0.1", 0, limit=1024) as listening:
         pool = Pool("127.0.0.1", listening.sockets[0].getsockname()[1], size=1)
         async with asyncio.timeout(DEADLINE_S):
-            assert (await pool.post(b"x" * (32 << 20))).status == 413
+            assert (await pool.send(b"x" * (32 << 20))).status == 413
         assert not any(one.usable for one in pool.connections)
         early.set()
         await pool.close()
@@ -379,7 +385,7 @@ async def test_a_closed_pool_breaks_the_calls_under_way_and_refuses_others() -> 
 
     server.behave = never
     async with pool_for(server, size=1) as pool:
-        calls = [asyncio.create_task(pool.post(REQUEST)) for _ in range(2)]
+        calls = [asyncio.create_task(pool.send(REQUEST)) for _ in range(2)]
         await until(lambda: server.requests == 1)
         await pool.close()
         results = await asyncio.gather(*calls, return_exceptions=True)
@@ -391,5 +397,5 @@ async def test_a_closed_pool_breaks_the_calls_under_way_and_refuses_others() -> 
 async def test_a_host_that_cannot_be_is_no_connection(host: str) -> None:
     pool = Pool(host, 1, size=1)
     with pytest.raises(NotConnected):
-        await pool.post(REQUEST)
+        await pool.send(REQUEST)
     await pool.close()

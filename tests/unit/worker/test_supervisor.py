@@ -142,18 +142,20 @@ def test_a_metrics_folder_that_cannot_be_made_is_one_sentence_and_2(tmp_path: Pa
         assert str(entry["message"]).startswith("PROMETHEUS_MULTIPROC_DIR ")
 
 
-def test_the_supervisor_loads_none_of_the_workers_libraries() -> None:
-    program = "import sys, promptbus_worker.supervisor; print(*sys.modules)"
-    modules = subprocess.run(
+def loaded_by(module: str) -> set[str]:
+    """The modules that a fresh interpreter has after importing this one."""
+    program = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
-    heavy = {
-        "numpy",
-        "aiohttp",
-        "confluent_kafka",
-        "tritonclient",
-        "uvloop",
-        "gevent",
-        "promptbus_worker.metrics",
-    }
-    assert not heavy & set(modules.stdout.split())
+    return set(done.stdout.split())
+
+
+def test_the_supervisor_loads_none_of_the_workers_libraries() -> None:
+    heavy = {"numpy", "aiohttp", "confluent_kafka", "tritonclient", "uvloop", "gevent"}
+    assert not (heavy | {"promptbus_worker.metrics"}) & loaded_by("promptbus_worker.supervisor")
+
+
+def test_a_worker_that_speaks_plain_http_starts_without_tritonclient() -> None:
+    """Half of its start was the import of what it does not need."""
+    assert not {"numpy", "aiohttp", "tritonclient", "gevent"} & loaded_by("promptbus_worker.worker")
