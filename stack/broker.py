@@ -64,6 +64,7 @@ class Broker:
         self.java_options = list(java_options)
         self.remove_if_orphaned = remove_if_orphaned
         self.proxied_port: int | None = None  # where a proxy comes to, if one stands in for this broker
+        self.secured_ports: dict[str, int] = {}  # by listener
         self.log = folder / "kafka.log"
         self.process: Process | None = None
 
@@ -95,8 +96,10 @@ class Broker:
             *(str(a) for a in arguments),
         ]
 
-    def format(self, cluster_id: str, properties: Mapping[str, str], *, alone: bool) -> None:
-        """Write the configuration, and the storage's metadata if this is a new folder."""
+    def format(
+        self, cluster_id: str, properties: Mapping[str, str], users: Sequence[str] = (), *, alone: bool
+    ) -> None:
+        """Write the configuration, and the storage's metadata if this is a new folder, with these `users` in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "log4j2.properties").write_text(LOG4J)
         configuration = self.folder / "server.properties"
@@ -105,7 +108,7 @@ class Broker:
         if (data / "meta.properties").exists():
             return
         checkpoint = warm().path / CHECKPOINT
-        if alone and checkpoint.exists():
+        if alone and not users and checkpoint.exists():
             # What the tool below does, without starting a Java for it.
             data.mkdir(exist_ok=True)
             shutil.copyfile(checkpoint, data / CHECKPOINT)
@@ -127,6 +130,7 @@ class Broker:
             cluster_id,
             "-c",
             configuration,
+            *users,
         ]
         done = subprocess.run(
             self.java(*tool),
@@ -143,7 +147,7 @@ class Broker:
 
     def launch(self) -> None:
         """Start the process without waiting for it. Raises PortTaken."""
-        for port in (self.port, self.controller_port, self.proxied_port):
+        for port in (self.port, self.controller_port, self.proxied_port, *self.secured_ports.values()):
             if port is not None:
                 require_free(port, "Kafka's controller" if port == self.controller_port else "Kafka")
         self.log.unlink(missing_ok=True)
@@ -189,7 +193,7 @@ class Broker:
 
     def _explain(self, log: str) -> str:
         if "Address already in use" in log:
-            ports = [self.port, self.proxied_port, self.controller_port]
+            ports = [self.port, self.proxied_port, self.controller_port, *self.secured_ports.values()]
             port = next((p for p in ports if p is not None and f":{p}" in log), self.controller_port)
             raise PortTaken(taken_sentence(port, "Kafka"))
         if "Could not reserve enough space" in log or "insufficient memory" in log:

@@ -11,8 +11,10 @@ from stack import contents
 from stack.broker import Broker, random_id
 from stack.errors import PortTaken
 from stack.ports import HOST, free_ports, require_free
+from stack.security import Security
 
 PORT_ATTEMPTS = 5
+PLAIN_PROTOCOLS = "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT"
 
 
 class Kafka:
@@ -21,6 +23,7 @@ class Kafka:
     `properties` are added to server.properties, `java_options` to the command line.
     `stand_ins`: ports of proxies, one for each broker, that pass on to `broker.proxied_port`. Who comes to a broker
     through its proxy is sent to proxies by the cluster as well; `bootstrap` and the brokers themselves go past them.
+    `security`: a single broker with TLS, SASL and ACLs; `address` says where. `bootstrap` is its administrators' door.
 
     A context manager: started on entry, stopped on exit, and its data removed unless `data_dir` was given.
     `stop` and `kill` keep data and ports, so that `start` brings the same cluster back.
@@ -39,17 +42,21 @@ class Kafka:
         heap_mb: int = 768,
         java_options: Sequence[str] = (),
         stand_ins: Sequence[int] = (),
+        security: Security | None = None,
     ) -> None:
         if port is not None and brokers != 1:
             raise ValueError("a port can be chosen for a single broker only")
         if stand_ins and len(stand_ins) != brokers:
             raise ValueError("every broker needs a proxy, or none")
+        if security is not None and (brokers != 1 or stand_ins):
+            raise ValueError("a secured cluster has one broker, and no proxy")
         self._own_data = data_dir is None
         self.data_dir = data_dir
         self._wanted_port = port
         self._count = brokers
         self._properties = dict(properties or {})
         self._stand_ins = list(stand_ins)
+        self._security = security
         # The quick compiler alone: such a broker lives for minutes, and the thorough one would spend them compiling.
         self._java_options = [f"-Xmx{heap_mb}m", "-XX:TieredStopAtLevel=1", *java_options]
         self.brokers: list[Broker] = []
@@ -58,6 +65,10 @@ class Kafka:
     def bootstrap(self) -> str:
         """`127.0.0.1:port`, a comma list for several brokers."""
         return ",".join(f"{HOST}:{broker.port}" for broker in self.brokers)
+
+    def address(self, listener: str) -> str:
+        """`127.0.0.1:port` of one of `security`'s listeners (SSL, SASL_SSL, SASL_PLAINTEXT, …)."""
+        return f"{HOST}:{self.brokers[0].secured_ports[listener]}"
 
     @property
     def port(self) -> int:
@@ -145,7 +156,8 @@ class Kafka:
         folder = self.data_dir
         if folder is None:
             folder = self.data_dir = Path(tempfile.mkdtemp(prefix="promptbus-kafka-"))
-        ports = free_ports(3 * self._count)
+        secured = list(self._security.listeners) if self._security is not None else []
+        ports = free_ports(3 * self._count + len(secured))
         for index in range(self._count):
             port = self._wanted_port or ports[3 * index]
             node = folder / f"node-{index + 1}"
@@ -153,10 +165,12 @@ class Kafka:
             made = Broker(index + 1, node, port, ports[3 * index + 1], self._java_options, temporary)
             if self._stand_ins:
                 made.proxied_port = ports[3 * index + 2]
+            made.secured_ports = dict(zip(secured, ports[3 * self._count :], strict=True))
             self.brokers.append(made)
         cluster_id = _cluster_id(folder)
         for broker in self.brokers:
-            broker.format(cluster_id, self._server_properties(broker), alone=self._count == 1)
+            users = self._security.format_arguments() if self._security is not None else []
+            broker.format(cluster_id, self._server_properties(broker), users, alone=self._count == 1)
         self._launch_all()
 
     def _restart(self) -> None:
@@ -182,7 +196,7 @@ class Kafka:
             "node.id": str(broker.node_id),
             "controller.quorum.voters": voters,
             "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT",
+            "listener.security.protocol.map": PLAIN_PROTOCOLS,
             "log.dirs": str(broker.folder / "data"),
             "num.network.threads": "2",
             "num.io.threads": "4",
@@ -213,6 +227,8 @@ class Kafka:
             f"PLAINTEXT://{HOST}:{broker.port}",
             f"CONTROLLER://{HOST}:{broker.controller_port}",
         )
+        if self._security is not None:
+            return self._security.properties(broker.secured_ports, f"{direct},{controller}", PLAIN_PROTOCOLS)
         if broker.proxied_port is None:
             return {"listeners": f"{direct},{controller}"}
         stand_in = self._stand_ins[broker.node_id - 1]
