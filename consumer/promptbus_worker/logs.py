@@ -11,12 +11,13 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
 import orjson
 
+from promptbus.masking import masked
 from promptbus_worker.redaction import PROMPT_CHARS, ServerText, prompt_text
 from promptbus_worker.repeats import Allowance, Kind, LeftOut, Repeats
 
@@ -38,19 +39,24 @@ _RESERVED = frozenset({"ts", "level", "logger", "slot", "exception"})
 
 
 def configure(
-    level: str, log_format: Literal["json", "text"] | None, slot: int | None = None, *, prompts: bool = False
+    level: str,
+    log_format: Literal["json", "text"] | None,
+    slot: int | None = None,
+    *,
+    prompts: bool = False,
+    secrets: Collection[str] = (),
 ) -> None:
     """Set up logging of this process, once, first thing.
 
     `level`: debug, info, warning or error. `log_format` None: text if stderr is a terminal, else JSON.
     `slot`: number of the worker process, printed with every line; None in the supervisor. `prompts`: lines about a
-    request may show the beginning of its prompt.
+    request may show the beginning of its prompt. `secrets` are masked wherever they stand.
     """
     if log_format is None:
         log_format = "text" if sys.stderr.isatty() else "json"
     formatter = JsonFormatter if log_format == "json" else TextFormatter
     handler = LimitedHandler(sys.stderr)
-    handler.setFormatter(formatter(slot=slot, prompts=prompts))
+    handler.setFormatter(formatter(slot=slot, prompts=prompts, secrets=secrets))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
@@ -132,8 +138,11 @@ def _kind(record: logging.LogRecord) -> Kind:
 class JsonFormatter(logging.Formatter):
     """`{"ts", "level", "logger", "message", …}`, one line."""
 
-    def __init__(self, *, slot: int | None = None, prompts: bool = False) -> None:
+    def __init__(
+        self, *, slot: int | None = None, prompts: bool = False, secrets: Collection[str] = ()
+    ) -> None:
         super().__init__()
+        self._secrets = secrets
         self._prompts = prompts
         self._slot = {} if slot is None else {"slot": slot}
 
@@ -150,14 +159,17 @@ class JsonFormatter(logging.Formatter):
             members[f"{name}_" if name in _RESERVED else name] = value
         if record.exc_info:
             members["exception"] = _tail(_clean_surrogates(self.formatException(record.exc_info)))
-        return orjson.dumps(members).decode()
+        return masked(orjson.dumps(members).decode(), self._secrets)
 
 
 class TextFormatter(logging.Formatter):
     """`14:03:07 warning [0] intake: partition paused partition=3`."""
 
-    def __init__(self, *, slot: int | None = None, prompts: bool = False) -> None:
+    def __init__(
+        self, *, slot: int | None = None, prompts: bool = False, secrets: Collection[str] = ()
+    ) -> None:
         super().__init__()
+        self._secrets = secrets
         self._prompts = prompts
         self._slot = "" if slot is None else f"[{slot}] "
 
@@ -172,7 +184,7 @@ class TextFormatter(logging.Formatter):
         line = f"{time} {record.levelname.lower():7} {self._slot}{logger}: {message}{fields}"
         if record.exc_info:
             line += "\n" + _tail(_clean_surrogates(self.formatException(record.exc_info)))
-        return line
+        return masked(line, self._secrets)
 
 
 def _message(record: logging.LogRecord) -> str:

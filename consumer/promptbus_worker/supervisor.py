@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from promptbus.masking import secrets_of
 from promptbus_worker import logs
 from promptbus_worker.fleet import Fleet
 from promptbus_worker.health_server import HealthServer
@@ -34,7 +35,7 @@ WORKER_COMMAND = (sys.executable, "-m", "promptbus_worker.worker")
 
 def run(settings: Settings, command: Sequence[str] = WORKER_COMMAND) -> int:
     """`promptbus worker`: supervise until told to stop. Belongs to the main thread. The exit code."""
-    logs.configure(settings.log_level, settings.log_format, None)
+    logs.configure(settings.log_level, settings.log_format, None, secrets=secrets_of(settings))
     try:
         server = HealthServer(settings.metrics_host, settings.metrics_port)
     except OSError as error:

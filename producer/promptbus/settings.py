@@ -43,6 +43,8 @@ _FROM_ENVIRONMENT = SettingsConfigDict(
     extra="ignore",
     frozen=True,
     populate_by_name=True,
+    # a wrong setting's error would quote all the others, passwords included
+    hide_input_in_errors=True,
 )
 
 
@@ -164,7 +166,8 @@ class TritonSettings(BaseSettings):
     triton_url: str = Field(
         default="localhost:8000",
         description="`host:port`, `http://…` or `https://…` of Triton's HTTP port; of several servers with the same "
-        "models, comma-separated",
+        "models, comma-separated; for `https://` the variable `SSL_CERT_FILE` may name the CA (PEM file; in the "
+        "environment, not in `.env`)",
     )
     triton_model: str = Field(
         default="gpt4_nano", description="Models to serve, comma-separated; the first is the default"
@@ -179,6 +182,15 @@ class TritonSettings(BaseSettings):
     triton_api_key: SecretStr | None = Field(
         default=None, description="Sent to Triton as `authorization: Bearer …`"
     )
+
+    @field_validator("triton_url")
+    @classmethod
+    def _no_credentials(cls, value: str) -> str:
+        if "@" in value:
+            raise ValueError(
+                "TRITON_URL must not hold credentials. Set TRITON_API_KEY or TRITON_HEADERS__<NAME>."
+            )
+        return value
 
     @field_validator("triton_model")
     @classmethod

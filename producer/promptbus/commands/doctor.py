@@ -8,16 +8,22 @@ from __future__ import annotations
 import argparse
 
 from promptbus.commands.outcome import USAGE
-from promptbus.commands.worker_extra import missing_extra
+from promptbus.commands.worker_extra import missing_extra, show_settings
 
 SUMMARY = "check what the workers need (settings: environment)"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """It has no options."""
+    parser.add_argument(
+        "--show-settings",
+        action="store_true",
+        help="print the settings as they are now, secrets masked, and end",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.show_settings:
+        return show_settings()
     if missing_extra("doctor"):
         return USAGE
     from promptbus.settings import load

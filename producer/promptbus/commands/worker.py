@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from promptbus.commands.outcome import USAGE
-from promptbus.commands.worker_extra import missing_extra, print_settings
+from promptbus.commands.worker_extra import missing_extra, print_settings, show_settings
 
 SUMMARY = "run the workers (settings: environment)"
 
@@ -20,11 +20,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--settings", action="store_true", help="list the settings and their defaults, and end"
     )
+    parser.add_argument(
+        "--show-settings",
+        action="store_true",
+        help="print the settings as they are now, secrets masked, and end",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.settings:
         return print_settings()
+    if arguments.show_settings:
+        return show_settings()
     if missing_extra("worker"):
         return USAGE
     from promptbus.settings import load

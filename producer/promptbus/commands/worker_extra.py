@@ -27,6 +27,17 @@ def missing_extra(command: str) -> bool:
     return bool(missing)
 
 
+def show_settings() -> int:
+    """Every setting as it is now, from the environment and `.env`, as lines of an `.env`; secrets are masked."""
+    from promptbus.masking import shown
+    from promptbus.settings import load
+    from promptbus_worker.settings import Settings
+
+    for variable, value in shown(load(Settings)):
+        print(f"{variable}={value}")
+    return OK
+
+
 def print_settings() -> int:
     """Every setting: its variable, its default, what it means."""
     from promptbus_worker.settings import Settings
