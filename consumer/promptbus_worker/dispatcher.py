@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from promptbus.messages import ErrorCode
 from promptbus_worker.admission import Admission
 from promptbus_worker.batcher import Batch, Batcher, ClosedBy, is_last_attempt
+from promptbus_worker.calls import Calls
 from promptbus_worker.deadline import Clock
 from promptbus_worker.expiry import Expiry
 from promptbus_worker.freeze import FreezeGuard
@@ -114,10 +115,20 @@ class Dispatcher:
         )
         self._outages = {model: Outage(log, f"Triton's model {model}") for model in specs}
         self.freeze = FreezeGuard(clock())
-        self._runner = Runner(
+        self._calls = Calls(
             client=client,
             specs=specs,
             model_version=model_version,
+            breakers=gates.breakers,
+            freeze=self.freeze,
+            metrics=metrics,
+            on_stop=on_stop,
+            timeout_s=timeout_s,
+            tracing=tracing,
+            clock=clock,
+        )
+        self._runner = Runner(
+            calls=self._calls,
             breakers=gates.breakers,
             limiters=limiters,
             in_flight_file=in_flight_file,
@@ -125,9 +136,7 @@ class Dispatcher:
             replies=replies,
             traffic=self,
             metrics=metrics,
-            on_stop=on_stop,
             timeout_s=timeout_s,
-            tracing=tracing,
             clock=clock,
         )
         self._in_flight: dict[asyncio.Task[None], Batch] = {}
@@ -199,7 +208,7 @@ class Dispatcher:
 
     def oldest_call_s(self, now: float) -> float:
         """For how long the inference call that began first has been running; 0 if none does."""
-        began = self._runner.oldest_call_began
+        began = self._calls.oldest_began
         return 0.0 if began is None else now - began
 
     def update_gauges(self) -> None:
@@ -235,7 +244,7 @@ class Dispatcher:
                 blocked=blocked,
                 alone_in_flight=self._alone_in_flight(),
                 idle=not self._in_flight,
-                usual_call_s=self._runner.usual_call_s,
+                usual_call_s=self._calls.usual_s,
             )
             if batch is None:
                 break
@@ -252,7 +261,7 @@ class Dispatcher:
                 batch = Batch(model, [], ClosedBy.SLOT)
                 self._start(self._runner.probe(batch), batch)
         for model, breaker in self._gates.breakers.items():
-            self._outages[model].look(breaker.is_down, now, self._runner.last_failure.get(model))
+            self._outages[model].look(breaker.is_down, now, self._calls.last_failure.get(model))
         self._hold_if_all_closed(now)
         self._note_idle()
         self._set_wake(now, blocked)

@@ -8,23 +8,22 @@ for a model error or a third time-out is decided here, with the breaker as the w
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from promptbus.messages import ErrorCode
 from promptbus_worker.batcher import LAST_ATTEMPT, Batch
 from promptbus_worker.breaker import Breaker
+from promptbus_worker.calls import Call, Calls, time_left_s
 from promptbus_worker.deadline import Clock
 from promptbus_worker.freeze import FreezeGuard
 from promptbus_worker.in_flight_file import InFlightFile
 from promptbus_worker.limiter import Limiter
-from promptbus_worker.model import BadRow, InferenceClient, Inputs, ModelSpec, Row, canary
-from promptbus_worker.outcomes import VERDICTS, Action, CallError, CallFailure, ModelUnusable, Verdict
+from promptbus_worker.model import BadRow, Row
+from promptbus_worker.outcomes import VERDICTS, Action, CallError, CallFailure, Verdict
 from promptbus_worker.record import Pending, Phase, about
 from promptbus_worker.redaction import ServerText
 from promptbus_worker.replies import Replies
-from promptbus_worker.tracing import OFF, Tracing
 
 if TYPE_CHECKING:
     from promptbus_worker.metrics import Metrics
@@ -33,9 +32,6 @@ log = logging.getLogger(__name__)
 
 FAILURES_ALONE = 3
 """Failures of a request alone, with no other traffic, after which it is charged (DESIGN rule 9)."""
-RECENT_CALLS = 16
-"""The second slowest of so many says how long a call takes as a rule: a little too long costs the requests that are
-passed over for others nothing but their place, a little too short spends calls on nobody."""
 _LAST_MOMENT_S = 0.02
 
 
@@ -71,13 +67,6 @@ class Traffic(Protocol):
         ...
 
 
-class _Call(NamedTuple):
-    """One call's circumstances: when it began, and whether its time-out was cut short by deadlines."""
-
-    began: float
-    cut: bool
-
-
 class _Suspect(NamedTuple):
     request: Pending
     code: ErrorCode
@@ -90,9 +79,7 @@ class Runner:
     def __init__(
         self,
         *,
-        client: InferenceClient,
-        specs: dict[str, ModelSpec],
-        model_version: str | None,
+        calls: Calls,
         breakers: Mapping[str, Breaker],
         limiters: Mapping[str, Limiter],
         in_flight_file: InFlightFile,
@@ -100,15 +87,11 @@ class Runner:
         replies: Replies,
         traffic: Traffic,
         metrics: Metrics,
-        on_stop: Callable[[str], None],
         timeout_s: float,
-        tracing: Tracing = OFF,
         clock: Clock,
     ) -> None:
-        """`specs` is written here when a model was read again; `timeout_s`: the longest a call may take."""
-        self._client = client
-        self._specs = specs
-        self._model_version = model_version
+        """`timeout_s`: the longest a call may take."""
+        self._calls = calls
         self._breakers = breakers
         self._limiters = limiters
         self._in_flight_file = in_flight_file
@@ -116,24 +99,8 @@ class Runner:
         self._replies = replies
         self._traffic = traffic
         self._metrics = metrics
-        self._tracing = tracing
-        self._on_stop = on_stop
         self._timeout_s = timeout_s
         self._clock = clock
-        self.last_failure: dict[str, str] = {}
-        """By model, how its last call failed. In words of ours: a server's may quote prompts."""
-        self._running: dict[object, float] = {}  # calls, the one that began first in front
-        self._took_s = {model: deque[float](maxlen=RECENT_CALLS) for model in specs}
-
-    @property
-    def oldest_call_began(self) -> float | None:
-        """When the inference call that has run longest began; None if none runs."""
-        return next(iter(self._running.values()), None)
-
-    def usual_call_s(self, model: str) -> float:
-        """No longer than that a call took of late, as a rule; 0 before the first ones."""
-        took_s = sorted(self._took_s[model])
-        return took_s[-2] if len(took_s) > 1 else 0.0
 
     async def run(self, batch: Batch) -> None:
         """Never raises but when cancelled; a defect of ours is answered `internal`."""
@@ -166,10 +133,10 @@ class Runner:
 
     async def _works(self, batch: Batch) -> bool:
         model = batch.model
-        if not await self._reread(model):
+        if not await self._calls.reread(model):
             return False
         try:
-            await self._infer(model, [canary(self._specs[model])], self._timeout_s)
+            await self._calls.ask_canary(model)
         except CallError as error:
             if VERDICTS[error.failure].action not in (Action.BISECT, Action.SPLIT):
                 return False
@@ -183,9 +150,9 @@ class Runner:
         batch.requests.append(request)
         noted = self._in_flight_file.begin([request.record.place])
         try:
-            call = self._begin(batch.requests)
+            call = self._calls.begin(batch.requests)
             try:
-                version, rows = await self._call(model, batch.requests, call)
+                version, rows = await self._calls.run(model, batch.requests, call)
             except CallError as error:
                 request.waiting_since = self._clock()  # at the end of the queue: the next probe takes another
                 narrows = VERDICTS[error.failure].action in (Action.BISECT, Action.SPLIT)
@@ -219,10 +186,10 @@ class Runner:
 
     async def _try(self, model: str, part: list[Pending]) -> tuple[list[list[Pending]], list[_Suspect]]:
         """Call and answer. After a failure, what `_failed` says is left of it."""
-        call = self._begin(part)
+        call = self._calls.begin(part)
         self._limiters[model].began(call.began, self._traffic.in_flight(model))
         try:
-            version, rows = await self._call(model, part, call)
+            version, rows = await self._calls.run(model, part, call)
         except CallError as error:
             await self._traffic.polled_since_freeze()
             part = unanswered(part)
@@ -234,13 +201,13 @@ class Runner:
         return [], []
 
     async def _failed(
-        self, model: str, part: list[Pending], call: _Call, error: CallError
+        self, model: str, part: list[Pending], call: Call, error: CallError
     ) -> tuple[list[list[Pending]], list[_Suspect]]:
         """What becomes of a failed part: smaller parts to call with, or a suspect, or nothing more to do."""
         verdict = VERDICTS[error.failure]
         self._log_failure(model, part, error)
         if verdict.action is Action.REREAD or (verdict.action is Action.SPLIT and len(part) > 1):
-            await self._reread(model)
+            await self._calls.reread(model)
             part = unanswered(part)
         if verdict.action not in (Action.BISECT, Action.SPLIT):
             self._not_their_fault(model, part, call, error.failure, verdict)
@@ -250,65 +217,6 @@ class Runner:
             middle = len(part) // 2
             return [part[middle:], part[:middle]], []
         return [], [_Suspect(request, verdict.final_code, self._clock()) for request in part]
-
-    # -- one call
-
-    def _begin(self, part: Sequence[Pending]) -> _Call:
-        now = self._clock()
-        for request in part:
-            request.dispatched_at = now
-        return _Call(now, self._time_left(part, now) < self._timeout_s)
-
-    def _time_left(self, part: Sequence[Pending], now: float) -> float:
-        """Until the largest deadline; for ever if one of them has none (DESIGN rule 7)."""
-        left = [float("inf") if request.expires_at is None else request.expires_at - now for request in part]
-        return max(0.001, *left)
-
-    async def _call(self, model: str, part: list[Pending], call: _Call) -> tuple[str, list[Row | BadRow]]:
-        timeout_s = min(self._timeout_s, self._time_left(part, call.began))
-        with self._tracing.call(model, part):
-            answer = await self._infer(model, [request.inputs for request in part], timeout_s)
-        elapsed = self._clock() - call.began
-        for request in part:
-            request.inference_s = elapsed
-        return answer
-
-    async def _infer(
-        self, model: str, inputs: list[Inputs], timeout_s: float
-    ) -> tuple[str, list[Row | BadRow]]:
-        began, calls = self._clock(), self._metrics.inference_calls_total
-        self._running[call := object()] = began
-        try:
-            answer = await self._client.infer(self._specs[model], inputs, timeout_s)
-        except CallError as error:
-            calls[model, VERDICTS[error.failure].call_result].inc()
-            self._note_failure(model, error)
-            if error.failure is CallFailure.OVERLOADED:
-                self._breakers[model].told_to_wait(self._clock(), error.retry_after_s)
-            raise
-        finally:
-            now = self._clock()
-            del self._running[call]
-            self._freeze.tick(now)
-            self._metrics.later.observe(self._metrics.inference_duration_seconds[model], now - began)
-        self._took_s[model].append(now - began)
-        self._metrics.later.inc(calls[model, "ok"])
-        return answer
-
-    async def _reread(self, model: str) -> bool:
-        """Read the model's metadata again: it may have been restarted with another configuration."""
-        try:
-            spec = await self._client.read_spec(model, self._model_version)
-        except (CallError, ModelUnusable) as error:
-            log.debug("metadata cannot be read", extra={"model": model, "error": str(error)})
-            self._note_failure(model, error)
-            return False
-        if spec.inputs != self._specs[model].inputs:
-            # What waits was admitted for the old inputs. A restart admits it anew; nothing else is as simple.
-            self._on_stop(f"The inputs of {model} have changed: starting again.")
-            return False
-        self._specs[model] = spec
-        return True
 
     # -- outcomes
 
@@ -327,7 +235,7 @@ class Runner:
                     self._finish(request, ErrorCode.INTERNAL)
 
     def _not_their_fault(
-        self, model: str, part: list[Pending], call: _Call, failure: CallFailure, verdict: Verdict
+        self, model: str, part: list[Pending], call: Call, failure: CallFailure, verdict: Verdict
     ) -> None:
         """Back to waiting; for good only after the last attempt, and if the model worked for somebody meanwhile."""
         if self._freeze.since(call.began):
@@ -335,7 +243,7 @@ class Runner:
             self._traffic.put_back(part)  # we stood still, not Triton
             return
         now, breaker = self._clock(), self._breakers[model]
-        if call.cut and failure is CallFailure.TIMEOUT and self._time_left(part, now) <= _LAST_MOMENT_S:
+        if call.cut and failure is CallFailure.TIMEOUT and time_left_s(part, now) <= _LAST_MOMENT_S:
             self._traffic.expire(part)  # all had deadlines, and the last one has passed
             return
         breaker.failed(now, gone=verdict.trips_breaker)
@@ -407,10 +315,6 @@ class Runner:
     def _finish(self, request: Pending, code: ErrorCode) -> None:
         request.attempts += 1
         self._replies.error(request, code)
-
-    def _note_failure(self, model: str, error: CallError) -> None:
-        status = f" (HTTP {error.status})" if error.status else ""
-        self.last_failure[model] = f"{error.failure}{status}"
 
     def _log_failure(self, model: str, part: Sequence[Pending], error: CallError) -> None:
         level = logging.DEBUG if error.failure is CallFailure.REFUSED else logging.WARNING
