@@ -1,26 +1,28 @@
 """Runs one batch until each of its requests is answered or waits again.
 
 A failed call narrows, never repeats: a model error is bisected, a batch that is too large is split, and everything
-that is Triton's state or ours puts the requests back. What a failure means is `outcomes.VERDICTS`; who is to blame
-for a model error or a third time-out is decided here, with the breaker as the witness (DESIGN rules 8 to 10).
+that is Triton's state or ours puts the requests back. What a failure means is `outcomes.VERDICTS`; `blame` decides
+about those with whom it cannot be narrowed any further (DESIGN rules 8 to 10).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from promptbus.messages import ErrorCode
-from promptbus_worker.batcher import LAST_ATTEMPT, Batch
+from promptbus_worker.batcher import Batch
+from promptbus_worker.blame import Blame, Suspect
+from promptbus_worker.blame import Traffic as BlameTraffic
 from promptbus_worker.breaker import Breaker
-from promptbus_worker.calls import Call, Calls, time_left_s
+from promptbus_worker.calls import Call, Calls
 from promptbus_worker.deadline import Clock
 from promptbus_worker.freeze import FreezeGuard
 from promptbus_worker.in_flight_file import InFlightFile
 from promptbus_worker.limiter import Limiter
 from promptbus_worker.model import BadRow, Row
-from promptbus_worker.outcomes import VERDICTS, Action, CallError, CallFailure, Verdict
+from promptbus_worker.outcomes import VERDICTS, Action, CallError, CallFailure
 from promptbus_worker.record import Pending, Phase, about
 from promptbus_worker.redaction import ServerText
 from promptbus_worker.replies import Replies
@@ -30,47 +32,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FAILURES_ALONE = 3
-"""Failures of a request alone, with no other traffic, after which it is charged (DESIGN rule 9)."""
-_LAST_MOMENT_S = 0.02
 
-
-class Traffic(Protocol):
+class Traffic(BlameTraffic, Protocol):
     """What a batch in flight asks of the dispatcher."""
-
-    def put_back(self, requests: list[Pending]) -> None:
-        """They wait again, or are given back if their partition is about to go."""
-        ...
-
-    def expire(self, requests: list[Pending]) -> None:
-        """Their deadlines have passed."""
-        ...
 
     def take_one(self, model: str) -> Pending | None:
         """The request that waits longest for this model, now in flight."""
-        ...
-
-    def others(self, model: str) -> bool:
-        """Whether anything of this model waits, or is in flight beside the asking batch."""
         ...
 
     def in_flight(self, model: str) -> int:
         """Batches of this model in flight, the asking one included."""
         ...
 
-    def unsuspected(self, model: str) -> bool:
-        """Whether any request of this model waits or is in flight that never failed alone."""
-        ...
-
     async def polled_since_freeze(self) -> None:
         """After the process stood still: wait until the consumer has polled."""
         ...
-
-
-class _Suspect(NamedTuple):
-    request: Pending
-    code: ErrorCode
-    failed_at: float
 
 
 class Runner:
@@ -95,12 +71,20 @@ class Runner:
         self._breakers = breakers
         self._limiters = limiters
         self._in_flight_file = in_flight_file
-        self._freeze = freeze
         self._replies = replies
         self._traffic = traffic
         self._metrics = metrics
-        self._timeout_s = timeout_s
         self._clock = clock
+        self._blame = Blame(
+            breakers=breakers,
+            limiters=limiters,
+            freeze=freeze,
+            replies=replies,
+            traffic=traffic,
+            metrics=metrics,
+            timeout_s=timeout_s,
+            clock=clock,
+        )
 
     async def run(self, batch: Batch) -> None:
         """Never raises but when cancelled; a defect of ours is answered `internal`."""
@@ -166,7 +150,7 @@ class Runner:
     async def _narrow(self, model: str, requests: list[Pending]) -> None:
         """Call with all; after a failure that one of them caused, with ever smaller parts: at most 2n calls."""
         breaker = self._breakers[model]
-        parts, suspects = [requests], list[_Suspect]()
+        parts, suspects = [requests], list[Suspect]()
         while parts:
             part = unanswered(parts.pop())
             if not part:
@@ -182,9 +166,9 @@ class Runner:
             parts += smaller
             suspects += suspect
         if suspects:
-            self._judge(model, [suspect for suspect in suspects if unanswered([suspect.request])])
+            self._blame.judge(model, [suspect for suspect in suspects if unanswered([suspect.request])])
 
-    async def _try(self, model: str, part: list[Pending]) -> tuple[list[list[Pending]], list[_Suspect]]:
+    async def _try(self, model: str, part: list[Pending]) -> tuple[list[list[Pending]], list[Suspect]]:
         """Call and answer. After a failure, what `_failed` says is left of it."""
         call = self._calls.begin(part)
         self._limiters[model].began(call.began, self._traffic.in_flight(model))
@@ -202,7 +186,7 @@ class Runner:
 
     async def _failed(
         self, model: str, part: list[Pending], call: Call, error: CallError
-    ) -> tuple[list[list[Pending]], list[_Suspect]]:
+    ) -> tuple[list[list[Pending]], list[Suspect]]:
         """What becomes of a failed part: smaller parts to call with, or a suspect, or nothing more to do."""
         verdict = VERDICTS[error.failure]
         self._log_failure(model, part, error)
@@ -210,13 +194,13 @@ class Runner:
             await self._calls.reread(model)
             part = unanswered(part)
         if verdict.action not in (Action.BISECT, Action.SPLIT):
-            self._not_their_fault(model, part, call, error.failure, verdict)
+            self._blame.not_theirs(model, part, call, error.failure)
             return [], []
         if len(part) > 1:
             self._metrics.retries_total["bisect"].inc(len(part))
             middle = len(part) // 2
             return [part[middle:], part[:middle]], []
-        return [], [_Suspect(request, verdict.final_code, self._clock()) for request in part]
+        return [], [Suspect(request, verdict.final_code, self._clock()) for request in part]
 
     # -- outcomes
 
@@ -226,95 +210,13 @@ class Runner:
                 continue  # answered at its deadline, or somebody else's by now
             if isinstance(row, BadRow):
                 log.warning("an output cannot be read", extra={**about(request), "why": row.reason})
-                self._finish(request, ErrorCode.BAD_MODEL_OUTPUT)
+                self._blame.finish(request, ErrorCode.BAD_MODEL_OUTPUT)
             else:
                 try:
                     self._replies.answer(request, row, version)
                 except Exception:  # its neighbours have answers to be written
                     log.exception("an answer could not be written", extra=about(request))
-                    self._finish(request, ErrorCode.INTERNAL)
-
-    def _not_their_fault(
-        self, model: str, part: list[Pending], call: Call, failure: CallFailure, verdict: Verdict
-    ) -> None:
-        """Back to waiting; for good only after the last attempt, and if the model worked for somebody meanwhile."""
-        if self._freeze.since(call.began):
-            self._count_retries(verdict, len(part))
-            self._traffic.put_back(part)  # we stood still, not Triton
-            return
-        now, breaker = self._clock(), self._breakers[model]
-        if call.cut and failure is CallFailure.TIMEOUT and time_left_s(part, now) <= _LAST_MOMENT_S:
-            self._traffic.expire(part)  # all had deadlines, and the last one has passed
-            return
-        breaker.failed(now, gone=verdict.trips_breaker)
-        if verdict.lowers_limit and not (call.cut and failure is CallFailure.TIMEOUT):
-            self._limiters[model].overloaded(call.began, now)
-        again = []
-        for request in part:
-            request.last_failure = failure
-            if verdict.counts_attempt:
-                if request.failed_since is None:
-                    request.failed_since = call.began
-                else:
-                    # Twice is no accident. Triton goes on with what we have given up, so before anybody's next
-                    # attempt can mean anything, a probe has to come through.
-                    breaker.failed(now, gone=True)
-                # A connection can break three times within a second, without anybody's guilt.
-                may_be_final_at = request.failed_since + self._timeout_s
-                if request.attempts + 1 < LAST_ATTEMPT or (
-                    now >= may_be_final_at and breaker.worked_since(request.failed_since)
-                ):
-                    request.attempts += 1
-                else:
-                    request.held_until = min(may_be_final_at, self._at_latest(request, now))
-            if request.attempts >= LAST_ATTEMPT:
-                self._replies.error(request, verdict.final_code)
-            else:
-                again.append(request)
-        self._count_retries(verdict, len(again))
-        self._traffic.put_back(again)
-
-    @staticmethod
-    def _at_latest(request: Pending, now: float) -> float:
-        """When its next call has to be made for its deadline's sake."""
-        return float("inf") if request.expires_at is None else now + max(1.0, (request.expires_at - now) / 2)
-
-    def _count_retries(self, verdict: Verdict, requests: int) -> None:
-        if verdict.retry_reason is not None and requests:
-            self._metrics.retries_total[verdict.retry_reason].inc(requests)
-
-    def _judge(self, model: str, suspects: list[_Suspect]) -> None:
-        """Charge requests that failed alone, if the model answered others since; if that is unclear, try again."""
-        breaker, now = self._breakers[model], self._clock()
-        for request, _, failed_at in suspects:
-            if request.suspect_since is None:
-                request.suspect_since = failed_at
-        alone = len(suspects) == 1 and not self._traffic.others(model)
-        among_suspects = not self._traffic.unsuspected(model)
-        unclear = []
-        for request, code, _ in suspects:
-            assert request.suspect_since is not None, "set above"
-            request.failures_alone += among_suspects
-            # With nobody else to be a witness, three failures must do; if others fail as well, our own probe must
-            # have worked in between, or it is the model that is broken.
-            enough = request.failures_alone >= FAILURES_ALONE
-            if breaker.answered_since(request.suspect_since) or (
-                enough and (alone or breaker.worked_since(request.suspect_since))
-            ):
-                self._finish(request, code)
-            else:
-                breaker.single_error(now)
-                request.waiting_since = (
-                    now  # to the end of the queue: others shall have their turn, and be witnesses
-                )
-                unclear.append(request)
-        if unclear:
-            self._metrics.retries_total["bisect"].inc(len(unclear))
-            self._traffic.put_back(unclear)
-
-    def _finish(self, request: Pending, code: ErrorCode) -> None:
-        request.attempts += 1
-        self._replies.error(request, code)
+                    self._blame.finish(request, ErrorCode.INTERNAL)
 
     def _log_failure(self, model: str, part: Sequence[Pending], error: CallError) -> None:
         level = logging.DEBUG if error.failure is CallFailure.REFUSED else logging.WARNING
