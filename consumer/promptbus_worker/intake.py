@@ -4,6 +4,9 @@ It owns the consumer and the ledger. Polled records go to the event loop, one ho
 come back through a thread-safe queue that is emptied between polls. So the ledger needs no lock, and a rebalance
 callback, which runs inside poll, sees a consistent picture. Callbacks never raise: the client would deliver on as
 if nothing had happened; they note why the worker has to stop, and the loop stops.
+
+Rebalances and pauses are here. What is polled is in `polling`, where reading begins in `positions`, commits in `commits`
+and `transactional_commits`.
 """
 
 from __future__ import annotations
@@ -15,16 +18,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from promptbus.messages import Headers
 from promptbus_worker.commits import Commits
 from promptbus_worker.deadline import Clock, Deadline
 from promptbus_worker.kafka_outcomes import ConsumerAction, consumer_verdict, needs_operator, stop_sentence
 from promptbus_worker.lag_report import LagReport
-from promptbus_worker.ledger import Ledger, Ownership, Tracked
+from promptbus_worker.ledger import Ledger, Ownership
+from promptbus_worker.polling import Polling
 from promptbus_worker.positions import READ_TIMEOUT_S, Position, Positions
 from promptbus_worker.record import Record
 from promptbus_worker.reply_records import Outgoing
@@ -109,8 +112,10 @@ class Intake:
         self._clock = clock
         self._make_consumer = make_consumer
         self._ledger = Ledger()
+        self._polling = Polling(
+            self._ledger, positions, metrics, on_error=self._consumer_error, on_stop=self._stop, clock=clock
+        )
         self._commits = self._make_commits(make_transactions)
-        self._unpositioned: list[Ownership] = []
         self._done: SimpleQueue[Callable[[], None]] = SimpleQueue()  # what the event loop has to say
         self._no_room_since: float | None = None
         self._paused: bool | None = False  # None: unknown, for the set of partitions has changed
@@ -206,7 +211,7 @@ class Intake:
     def _step(self, consumer: Consumer) -> None:
         self._take_done(0)
         if self._drain_wanted and not self._draining:
-            self._draining = True
+            self._draining = self._polling.discarding = True
             self._loop.drain_now(self._ledger.ownerships())
         now = self._clock()
         self._commits.send_if_due(consumer)
@@ -224,7 +229,7 @@ class Intake:
             self._take_done(self._commits.wait_s(WAIT_FOR_ROOM_S))
             return
         began = self._clock()
-        records = self._poll(consumer, max(1, room))
+        records = self._polling.poll(consumer, max(1, room), self._commits.wait_s(POLL_S))
         self._poll_wanted = False
         self.polled_at = began
         if records:
@@ -234,82 +239,6 @@ class Intake:
         if self._ledger.bytes_in_hand >= self._max_bytes:
             return 0
         return min(MAX_POLL_RECORDS, self._max_records() - self._ledger.records_in_hand)
-
-    def _poll(self, consumer: Consumer, room: int) -> list[Record]:
-        # consume(n, timeout) would wait for all n: 110 ms at low load. So wait for one, then take what is there.
-        first = consumer.poll(self._commits.wait_s(POLL_S))
-        if first is None:
-            return []
-        messages = [first]
-        epoch = self._ledger.epoch
-        if room > 1:
-            messages += consumer.consume(room - 1, 0)
-        if self._ledger.epoch != epoch:
-            messages = self._without_new_epochs(consumer, messages, epoch)
-        now = self._clock()
-        records = []
-        for message in messages:
-            error = message.error()
-            if error is not None:
-                if not self._is_unpositioned(message):
-                    self._consumer_error(error)
-            elif (record := self._record(message, now)) is not None:
-                records.append(record)
-        return records
-
-    def _without_new_epochs(self, consumer: Consumer, messages: list[Message], epoch: int) -> list[Message]:
-        """A rebalance went on inside consume: what was polled before it is of an epoch that is over.
-
-        Taken for the new one it would push its lower offsets aside as already seen. So records of partitions that
-        were assigned just now are dropped, and read again from where the new epoch begins.
-        """
-        kept: list[Message] = []
-        again: dict[tuple[str, int], Ownership] = {}
-        for message in messages:
-            topic, partition = message.topic() or "", message.partition() or 0
-            ownership = self._ledger.owned(topic, partition)
-            if message.error() is None and ownership is not None and ownership.epoch > epoch:
-                again[topic, partition] = ownership
-            else:
-                kept.append(message)
-        for ownership in again.values():
-            if ownership not in self._unpositioned:
-                self._seek_back(consumer, ownership)
-        return kept
-
-    def _seek_back(self, consumer: Consumer, ownership: Ownership) -> None:
-        watermark = self._ledger.watermark(ownership)
-        assert watermark is not None, "an epoch with a position has begun"
-        try:
-            consumer.seek(TopicPartition(ownership.topic, ownership.partition, watermark))
-        except KafkaException as error:
-            self._stop(
-                f"Partition {ownership.partition} cannot be read from {watermark}: {error}", restart=True
-            )
-
-    def _is_unpositioned(self, message: Message) -> bool:
-        """Whether it is about a partition whose position is still being looked for: what is wrong there passes."""
-        ownership = self._ledger.owned(message.topic() or "", message.partition() or 0)
-        return ownership is not None and ownership in self._unpositioned
-
-    def _record(self, message: Message, now: float) -> Record | None:
-        topic, partition, offset = message.topic(), message.partition(), message.offset()
-        if topic is None or partition is None or offset is None:
-            return None  # only the annotations allow it
-        ownership = self._ledger.owned(topic, partition)
-        if ownership is None or ownership in self._unpositioned or self._draining or self._stopped:
-            return None
-        key, value = message.key(), message.value()
-        headers, problem = _headers(message)
-        # Python's objects around a record take about as much as a short prompt.
-        size = (len(value) if value else 0) + (len(key) if key else 0) + 500
-        _, timestamp_ms = message.timestamp()
-        tracked = self._ledger.track(ownership, offset, size, timestamp_ms)
-        if tracked is not Tracked.NEW:
-            if tracked is Tracked.SETTLED_BEFORE:
-                self._metrics.redeliveries_skipped_total.inc()
-            return None
-        return Record(ownership, offset, timestamp_ms, key, value, headers, size, now, problem)
 
     def _client_error(self, error: KafkaError) -> None:
         """The error callback, inside poll: the only place where a fatal error says that it is one."""
@@ -331,7 +260,7 @@ class Intake:
 
     def _stop(self, reason: str, restart: bool) -> None:
         if not self._stopped:
-            self._stopped = True
+            self._stopped = self._polling.discarding = True
             self._loop.stop(reason, restart)
 
     # -- settled records
@@ -364,7 +293,6 @@ class Intake:
             self._positions.begin(consumer, found, new)
             for ownership, position in found.items():
                 self._begin(ownership, position)
-            self._unpositioned += [ownership for ownership in new if ownership not in found]
             if self._paused:  # at once: this very poll could return a record of them
                 consumer.pause([TopicPartition(ownership.topic, ownership.partition) for ownership in new])
             self._paused = None
@@ -385,23 +313,21 @@ class Intake:
         )
 
     def _find_positions(self, consumer: Consumer) -> None:
-        if not self._unpositioned:
+        unknown = self._positions.unknown
+        if not unknown:
             return
-        self._may_wait(READ_TIMEOUT_S * (1 + len(self._unpositioned)))
-        found = self._positions.find(consumer, self._unpositioned)
+        self._may_wait(READ_TIMEOUT_S * (1 + len(unknown)))
+        found = self._positions.find(consumer, unknown)
         for ownership, position in found.items():
             if self._positions.move(consumer, ownership, position):
                 self._begin(ownership, position)
-                self._unpositioned.remove(ownership)
                 self._paused = None
 
     def _read_anew(self, consumer: Consumer) -> None:
         """Nobody knows what was committed last: begin new epochs where the group's commits say, as after a restart."""
         old = self._ledger.ownerships()
         self._end(old)
-        self._unpositioned += [self._ledger.assign(o.topic, o.partition) for o in old]
-        with suppress(KafkaException):  # what is read on is dropped
-            consumer.pause([TopicPartition(o.topic, o.partition) for o in old])
+        self._positions.look_again(consumer, [self._ledger.assign(o.topic, o.partition) for o in old])
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances_total["revoke"].inc()
@@ -443,7 +369,7 @@ class Intake:
     def _end(self, ownerships: Sequence[Ownership]) -> None:
         for ownership in ownerships:
             self._ledger.end(ownership)
-        self._unpositioned = [ownership for ownership in self._unpositioned if ownership.live]
+        self._positions.forget()
         self._commits.forget()
         self._loop.forget(ownerships)
         if self._lag_report is not None:
@@ -455,7 +381,7 @@ class Intake:
     def _pause(self, consumer: Consumer, wanted: bool) -> None:
         if wanted == self._paused:
             return
-        ready = [o for o in self._ledger.ownerships() if o not in self._unpositioned]
+        ready = [o for o in self._ledger.ownerships() if o not in self._positions.unknown]
         partitions = [TopicPartition(ownership.topic, ownership.partition) for ownership in ready]
         if not partitions:
             return
@@ -476,11 +402,3 @@ class Intake:
         self._update_gauges()
         names = sorted(partition.partition for partition in partitions)
         log.info("partitions %s", event, extra={"topic": self._topic, "partitions": names, **more})
-
-
-def _headers(message: Message) -> tuple[Headers | None, str | None]:
-    try:
-        return cast(Headers | None, message.headers()), None
-    except Exception:
-        # The client raises SystemError for a header name that is not UTF-8. One record must not stop the worker.
-        return None, "a header's name is not UTF-8"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaException, TopicPartition
@@ -50,6 +51,8 @@ class Positions:
     def __init__(self, *, start_at_end: bool) -> None:
         """`start_at_end`: KAFKA_START=latest."""
         self._start_at_end = start_at_end
+        self.unknown: list[Ownership] = []
+        """Partitions that were taken over without a position: `find` it and `move` them."""
 
     def find(self, consumer: Consumer, ownerships: Sequence[Ownership]) -> dict[Ownership, Position]:
         """The positions that can be read now; the others are to be asked for again."""
@@ -78,11 +81,13 @@ class Positions:
         self, consumer: Consumer, found: Mapping[Ownership, Position], unpositioned: Iterable[Ownership]
     ) -> None:
         """Take the partitions over: at their positions, or paused where the position is not known yet."""
+        missing = [o for o in unpositioned if o not in found]
         known = [TopicPartition(o.topic, o.partition, p.offset) for o, p in found.items()]
-        unknown = [TopicPartition(o.topic, o.partition, NOWHERE) for o in unpositioned if o not in found]
+        unknown = [TopicPartition(o.topic, o.partition, NOWHERE) for o in missing]
         consumer.incremental_assign(known + unknown)
         if unknown:
             consumer.pause(unknown)
+        self.unknown += missing
 
     def move(self, consumer: Consumer, ownership: Ownership, position: Position) -> bool:
         """Move a partition that was taken over without a position to it. False: try again."""
@@ -96,7 +101,18 @@ class Positions:
                 extra={"partition": ownership.partition, "error": str(error)},
             )
             return False
+        self.unknown = [other for other in self.unknown if other is not ownership]
         return True
+
+    def look_again(self, consumer: Consumer, ownerships: Sequence[Ownership]) -> None:
+        """The positions of these are not known any more."""
+        self.unknown += ownerships
+        with suppress(KafkaException):  # what is read on is dropped
+            consumer.pause([TopicPartition(o.topic, o.partition) for o in ownerships])
+
+    def forget(self) -> None:
+        """Some epochs are over: nothing is looked for on their behalf."""
+        self.unknown = [ownership for ownership in self.unknown if ownership.live]
 
     def _start(self, consumer: Consumer, ownership: Ownership) -> int | None:
         # Not get_watermark_offsets: of its two questions to the broker one may fail, and it then returns the other's

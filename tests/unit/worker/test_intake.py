@@ -268,7 +268,7 @@ def test_a_record_whose_headers_cannot_be_read_is_delivered_with_the_problem() -
             raise SystemError("returned a result with an exception set")
 
     rig = busy(0).assigned(0)
-    record = rig.intake._record(cast(Message, Unreadable()), rig.clock())
+    record = rig.intake._polling._record(cast(Message, Unreadable()), rig.clock())
     assert record is not None
     assert record.headers is None
     assert record.problem
