@@ -5,8 +5,8 @@ come back through a thread-safe queue that is emptied between polls. So the ledg
 callback, which runs inside poll, sees a consistent picture. Callbacks never raise: the client would deliver on as
 if nothing had happened; they note why the worker has to stop, and the loop stops.
 
-Rebalances and pauses are here. What is polled is in `polling`, where reading begins in `positions`, commits in `commits`
-and `transactional_commits`.
+Rebalances are here. What is polled is in `polling`, where reading begins in `positions`, pauses in `pausing`, commits in
+`commits` and `transactional_commits`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from promptbus_worker.deadline import Clock, Deadline
 from promptbus_worker.kafka_outcomes import ConsumerAction, consumer_verdict, needs_operator, stop_sentence
 from promptbus_worker.lag_report import LagReport
 from promptbus_worker.ledger import Ledger, Ownership
+from promptbus_worker.pausing import Pausing
 from promptbus_worker.polling import Polling
 from promptbus_worker.positions import READ_TIMEOUT_S, Position, Positions
 from promptbus_worker.record import Record
@@ -42,8 +43,6 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 WAIT_FOR_ROOM_S = 0.2
-PAUSE_AFTER_S = 2.0
-"""Without room for this long, partitions are paused and polling goes on. Pausing throws prefetched records away."""
 MAX_POLL_RECORDS = 500
 CLOSING_COMMIT_S = 3.0
 LAST_COMMIT_S = 1.0
@@ -115,11 +114,9 @@ class Intake:
         self._polling = Polling(
             self._ledger, positions, metrics, on_error=self._consumer_error, on_stop=self._stop, clock=clock
         )
+        self._pausing = Pausing(self._ledger, positions, metrics)
         self._commits = self._make_commits(make_transactions)
         self._done: SimpleQueue[Callable[[], None]] = SimpleQueue()  # what the event loop has to say
-        self._no_room_since: float | None = None
-        self._paused: bool | None = False  # None: unknown, for the set of partitions has changed
-        self._held = False
         self._poll_wanted = False
         self._stopped = False
         self._drain_wanted = False
@@ -170,7 +167,7 @@ class Intake:
 
     def hold(self, held: bool) -> None:
         """Pause all partitions (and keep polling), or go on."""
-        self._held = held
+        self._pausing.held = held
 
     def poll_soon(self) -> None:
         """Poll once even if there is no room."""
@@ -217,15 +214,11 @@ class Intake:
         self._commits.send_if_due(consumer)
         self._find_positions(consumer)
         room = self._room()
-        if room > 0:
-            self._no_room_since = None
-        elif self._no_room_since is None:
-            self._no_room_since = now
-        starved = self._no_room_since is not None and now - self._no_room_since >= PAUSE_AFTER_S
-        self._pause(consumer, self._held or self._draining or self._stopped or starved)
+        self._pausing.update(consumer, room, now, done=self._polling.discarding)
+        paused = self._pausing.paused
         if self._lag_report is not None:
-            self._lag_report.send_if_due(consumer, self._ledger, fetching=not self._paused)
-        if room <= 0 and not self._paused and not self._poll_wanted:
+            self._lag_report.send_if_due(consumer, self._ledger, fetching=not paused)
+        if room <= 0 and not paused and not self._poll_wanted:
             self._take_done(self._commits.wait_s(WAIT_FOR_ROOM_S))
             return
         began = self._clock()
@@ -293,9 +286,7 @@ class Intake:
             self._positions.begin(consumer, found, new)
             for ownership, position in found.items():
                 self._begin(ownership, position)
-            if self._paused:  # at once: this very poll could return a record of them
-                consumer.pause([TopicPartition(ownership.topic, ownership.partition) for ownership in new])
-            self._paused = None
+            self._pausing.assigned(consumer, new)
             self._log_owned("assigned", partitions)
         except Exception as error:
             log.exception("partitions could not be taken over")
@@ -321,7 +312,7 @@ class Intake:
         for ownership, position in found.items():
             if self._positions.move(consumer, ownership, position):
                 self._begin(ownership, position)
-                self._paused = None
+                self._pausing.paused = None
 
     def _read_anew(self, consumer: Consumer) -> None:
         """Nobody knows what was committed last: begin new epochs where the group's commits say, as after a restart."""
@@ -374,31 +365,9 @@ class Intake:
         self._loop.forget(ownerships)
         if self._lag_report is not None:
             self._lag_report.keep_only(self._ledger)
-        self._update_gauges()
-
-    # -- pausing
-
-    def _pause(self, consumer: Consumer, wanted: bool) -> None:
-        if wanted == self._paused:
-            return
-        ready = [o for o in self._ledger.ownerships() if o not in self._positions.unknown]
-        partitions = [TopicPartition(ownership.topic, ownership.partition) for ownership in ready]
-        if not partitions:
-            return
-        try:
-            (consumer.pause if wanted else consumer.resume)(partitions)
-        except KafkaException as error:
-            log.warning("partitions could not be paused or resumed", extra={"error": str(error)})
-            return
-        self._paused = wanted
-        self._update_gauges()
-
-    def _update_gauges(self) -> None:
-        owned = len(self._ledger.ownerships())
-        self._metrics.assigned_partitions.set(owned)
-        self._metrics.paused_partitions.set(owned if self._paused else 0)
+        self._pausing.update_gauges()
 
     def _log_owned(self, event: str, partitions: Sequence[TopicPartition], **more: object) -> None:
-        self._update_gauges()
+        self._pausing.update_gauges()
         names = sorted(partition.partition for partition in partitions)
         log.info("partitions %s", event, extra={"topic": self._topic, "partitions": names, **more})

@@ -7,8 +7,9 @@ from typing import cast
 import pytest
 from confluent_kafka import Consumer, Message
 
-from promptbus_worker.intake import MAX_POLL_RECORDS, PAUSE_AFTER_S, POLL_S, WAIT_FOR_ROOM_S, Intake
+from promptbus_worker.intake import MAX_POLL_RECORDS, POLL_S, WAIT_FOR_ROOM_S, Intake
 from promptbus_worker.ledger import LedgerError
+from promptbus_worker.pausing import PAUSE_AFTER_S
 from promptbus_worker.positions import Positions
 from tests.unit.worker.fake_consumer import (
     METRICS,
