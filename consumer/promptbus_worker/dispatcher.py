@@ -1,20 +1,19 @@
 """Decides when which batch goes out: admits records, keeps the waiting queue, fills the call slots, hands over.
 
-Runs on the event loop, one task per batch in flight (`runner`). A batch keeps its slot while it is narrowed, so
-bisecting never adds load.
+Runs on the event loop, one task per batch in flight (`slots`, `runner`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Protocol
 
 from promptbus.messages import ErrorCode
 from promptbus_worker.admission import Admission
-from promptbus_worker.batcher import Batch, Batcher, ClosedBy, is_last_attempt
+from promptbus_worker.batcher import Batch, Batcher, ClosedBy
 from promptbus_worker.calls import Calls
 from promptbus_worker.deadline import Clock
 from promptbus_worker.expiry import Expiry
@@ -29,7 +28,8 @@ from promptbus_worker.outcomes import VERDICTS
 from promptbus_worker.reception import Reception
 from promptbus_worker.record import Pending, Phase, Record
 from promptbus_worker.replies import Replies
-from promptbus_worker.runner import Runner, unanswered
+from promptbus_worker.runner import Runner
+from promptbus_worker.slots import Slots
 from promptbus_worker.tracing import OFF, Tracing
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Intake(Protocol):
 
 
 class Dispatcher:
-    """The waiting queue and the call slots. It is also the runner's `Traffic`."""
+    """Between the waiting queue and the call slots. It is also the runner's `Traffic`."""
 
     def __init__(
         self,
@@ -95,8 +95,7 @@ class Dispatcher:
         self._intake = intake
         self._metrics = metrics
         self._tracing = tracing
-        self._limiters = limiters
-        self._running = dict.fromkeys(limiters, 0)  # batches in flight
+        self._slots = Slots(limiters, self._ended)
         self._clock = clock
         self._gates = gates
         # A row for each call and probe, and one for what is being admitted.
@@ -139,8 +138,6 @@ class Dispatcher:
             timeout_s=timeout_s,
             clock=clock,
         )
-        self._in_flight: dict[asyncio.Task[None], Batch] = {}
-        self._exclusive: asyncio.Task[None] | None = None  # runs a crash suspect: nothing else may start
         self._leaving: set[Ownership] = set()
         self._draining = False
         self._stopped = False
@@ -196,12 +193,7 @@ class Dispatcher:
         self._stopped = True
         if self._wake is not None:
             self._wake.cancel()
-        batches = list(self._in_flight.values())
-        tasks = list(self._in_flight)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        in_flight = [r for batch in batches for r in batch.requests if r.phase is Phase.IN_FLIGHT]
+        in_flight = await self._slots.cancel()
         waiting = [*self._reception.drop(lambda _: True), *self._batcher.drop(lambda _: True)]
         self._give_back([*waiting, *in_flight])
         self._metrics.later.write()
@@ -215,9 +207,8 @@ class Dispatcher:
         """Write the gauges, and what was counted for later; called about twice a second."""
         metrics = self._metrics
         metrics.later.write()
-        batches = [batch for batch in self._in_flight.values() if batch.requests]
-        metrics.in_flight_batches.set(len(batches))
-        called = [request for batch in batches for request in unanswered(batch.requests)]
+        metrics.in_flight_batches.set(sum(1 for batch in self._slots.batches.values() if batch.requests))
+        called = list(self._slots.unanswered())
         unacknowledged = self._replies.unacknowledged
         metrics.in_flight_requests.set(len(called) + len(unacknowledged))
         began = [request.dispatched_at for request in called if request.dispatched_at is not None]
@@ -226,7 +217,7 @@ class Dispatcher:
         now = self._clock()
         metrics.oldest_in_flight_seconds.set(max(0.0, now - min(began, default=now)))
         metrics.waiting_requests.set(len(self._batcher) + len(self._reception))
-        metrics.concurrency_limit.set(self._limit)
+        metrics.concurrency_limit.set(self._slots.limit)
         metrics.breaker_open.set(self._gates.breaker_open)
         metrics.dead_letter_budget_exhausted.set(self._gates.budget_exhausted)
 
@@ -237,13 +228,13 @@ class Dispatcher:
         if self._stopped:
             return
         now = self._clock()
-        blocked = self._blocked(now)
-        while len(blocked) < len(self._limiters) and self._may_start() and len(self._batcher):
+        blocked = self._slots.with_full(self._gates.blocked(now))
+        while len(blocked) < len(self._slots.taken) and self._may_start() and len(self._batcher):
             batch = self._batcher.take(
                 now,
                 blocked=blocked,
-                alone_in_flight=self._alone_in_flight(),
-                idle=not self._in_flight,
+                alone_in_flight=self._slots.last_attempts(),
+                idle=not self._slots.batches,
                 usual_call_s=self._calls.usual_s,
             )
             if batch is None:
@@ -251,15 +242,15 @@ class Dispatcher:
             metrics = self._metrics
             metrics.later.inc(metrics.batches_total[batch.model, batch.closed_by])
             metrics.later.observe(metrics.batch_size[batch.model], len(batch.requests))
-            self._start(self._runner.run(batch), batch)
+            self._slots.start(self._runner.run(batch), batch)
             self._gates.starts(batch)
-            blocked = self._blocked(now)
-        self._replies.in_bulk = len(self._batcher) > WAITING_IN_BULK * self._limit
+            blocked = self._slots.with_full(self._gates.blocked(now))
+        self._replies.in_bulk = len(self._batcher) > WAITING_IN_BULK * self._slots.limit
         for model, breaker in self._gates.breakers.items():
             if breaker.may_probe(now) and not self._draining:
                 breaker.probe()
                 batch = Batch(model, [], ClosedBy.SLOT)
-                self._start(self._runner.probe(batch), batch)
+                self._slots.start(self._runner.probe(batch), batch)
         for model, breaker in self._gates.breakers.items():
             self._outages[model].look(breaker.is_down, now, self._calls.last_failure.get(model))
         self._hold_if_all_closed(now)
@@ -267,38 +258,10 @@ class Dispatcher:
         self._set_wake(now, blocked)
 
     def _may_start(self) -> bool:
-        return self._exclusive is None and not self._replies.congested
+        return self._slots.exclusive is None and not self._replies.congested
 
-    def _blocked(self, now: float) -> list[str]:
-        """Models of which no batch may go out, or no further one."""
-        blocked = self._gates.blocked(now)
-        for model, limiter in self._limiters.items():
-            if self._running[model] >= limiter.limit and model not in blocked:
-                blocked.append(model)
-        return blocked
-
-    @property
-    def _limit(self) -> int:
-        return sum(limiter.limit for limiter in self._limiters.values())
-
-    def _alone_in_flight(self) -> list[str]:
-        batches = self._in_flight.values()
-        return [b.model for b in batches if len(b.requests) == 1 and is_last_attempt(b.requests[0])]
-
-    def _start(self, run: Coroutine[object, object, None], batch: Batch) -> None:
-        task = asyncio.get_running_loop().create_task(run)
-        self._in_flight[task] = batch
-        self._running[batch.model] += 1
-        if batch.requests and batch.requests[0].crash_suspect:
-            self._exclusive = task
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        batch = self._in_flight.pop(task)
-        self._running[batch.model] -= 1
+    def _ended(self, batch: Batch) -> None:
         self._gates.ended(batch, self._clock())
-        if task is self._exclusive:
-            self._exclusive = None
         self.pump()
 
     def _set_wake(self, now: float, blocked: Sequence[str]) -> None:
@@ -324,7 +287,7 @@ class Dispatcher:
 
     def _note_idle(self) -> None:
         waiting = len(self._batcher) + len(self._reception)
-        if waiting or any(batch.requests for batch in self._in_flight.values()):
+        if waiting or any(batch.requests for batch in self._slots.batches.values()):
             self._idle.clear()
         else:
             self._idle.set()
@@ -348,16 +311,15 @@ class Dispatcher:
 
     def in_flight(self, model: str) -> int:
         """Batches of this model in flight, the asking one included."""
-        return self._running[model]
+        return self._slots.taken[model]
 
     def others(self, model: str) -> bool:
         """Whether anything of this model waits, or is in flight beside the asking batch."""
-        return self._running[model] > 1 or any(request.model == model for request in self._batcher)
+        return self._slots.taken[model] > 1 or any(request.model == model for request in self._batcher)
 
     def unsuspected(self, model: str) -> bool:
         """Whether any request of this model waits or is in flight that never failed alone."""
-        in_flight = (request for batch in self._in_flight.values() for request in unanswered(batch.requests))
-        every = chain(self._batcher, in_flight)
+        every = chain(self._batcher, self._slots.unanswered())
         return any(request.model == model and request.suspect_since is None for request in every)
 
     async def polled_since_freeze(self) -> None:
