@@ -21,6 +21,7 @@ DOCUMENTS = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "bench/README.md",
+    "docs/capacity.md",
     "docs/chaos.md",
     "docs/dashboards.md",
     "docs/faults.md",
