@@ -55,6 +55,9 @@ def test_the_prefetch_is_small_by_default() -> None:
     kilobytes = consumer_config(settings(), "worker-0")["queued.max.messages.kbytes"]
     assert isinstance(kilobytes, int)
     assert kilobytes <= 8192
+    records = consumer_config(settings(), "worker-0")["queued.min.messages"]
+    assert isinstance(records, int)
+    assert records <= 20_000
 
 
 def test_a_full_prefetch_holds_the_next_fetch_back_only_shortly() -> None:
