@@ -19,6 +19,7 @@ from typing import Protocol
 
 from confluent_kafka import KafkaException
 
+from promptbus.rights import Right
 from promptbus_worker.kafka_outcomes import (
     DeliveryAction,
     delivery_verdict,
@@ -177,9 +178,9 @@ class AcknowledgedReplies(Replies):
             self._failed_for_good = True
             self._stop_for(error, "The Kafka producer failed for good.")
 
-    def _stop_for(self, error: DeliveryError, what: str) -> None:
+    def _stop_for(self, error: DeliveryError, what: str, right: Right | None = None) -> None:
         name = error.name()
-        self._stop(f"{what} {stop_sentence(name, error.str())}", restart=not needs_operator(name))
+        self._stop(f"{what} {stop_sentence(name, error.str(), right)}", restart=not needs_operator(name))
 
     # -- delivery reports
 
@@ -209,7 +210,8 @@ class AcknowledgedReplies(Replies):
             case DeliveryAction.STOP:
                 self._drop(outgoing)  # it stays unsettled; what else is due may still be acknowledged
                 self._given_up = True
-                self._stop_for(error, f"Writing to {outgoing.topic} failed for good.")
+                what = f"Writing to {outgoing.topic} failed for good."
+                self._stop_for(error, what, Right("WRITE", "topic", outgoing.topic))
             case DeliveryAction.DROPPED:
                 self._drop(outgoing)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from promptbus.rights import Right
 from promptbus_worker.deadline import Clock, Deadline
 from promptbus_worker.kafka_outcomes import CommitAction, commit_verdict, needs_operator, stop_sentence
 from promptbus_worker.ledger import Commit, Ledger, Ownership
@@ -39,6 +40,7 @@ class Commits:
         on_stop: Callable[[str, bool], None],
         may_wait: Callable[[float], None],
         clock: Clock,
+        group: str = "",
     ) -> None:
         """`on_stop` hears why the worker cannot go on, and whether a restart may mend it; `may_wait`, for how many
         seconds the thread may stand still."""
@@ -47,6 +49,7 @@ class Commits:
         self._on_stop = on_stop
         self._may_wait = may_wait
         self._clock = clock
+        self._group = group
         self._due_at = float("-inf")
         self._unanswered = 0
         self._unanswered_since = 0.0
@@ -144,7 +147,11 @@ class Commits:
                 continue
             self._metrics.commits_total["lost" if action is CommitAction.LOST else "error"].inc()
             if action is CommitAction.STOP:
-                self._on_stop(stop_sentence(error.name(), error.str()), not needs_operator(error.name()))
+                on_group = error.name() == "GROUP_AUTHORIZATION_FAILED"
+                right = Right("READ", "group", self._group) if on_group else Right("READ", "topic", topic)
+                self._on_stop(
+                    stop_sentence(error.name(), error.str(), right), not needs_operator(error.name())
+                )
                 continue
             # LOST is not the end of the epoch yet: the callback that follows says whose the partition is. While we
             # join a new generation, the old one's commits come back like this although nothing is lost.

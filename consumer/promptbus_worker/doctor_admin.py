@@ -9,13 +9,13 @@ from typing import TypeVar
 from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient
 
+from promptbus.kafka_errors import ConnectionNotes
 from promptbus_worker.deadline import Deadline
 from promptbus_worker.preflight import Finding, fail
 from promptbus_worker.settings import Settings
 
 _CALL_S = 5.0
 
-_ALL_BROKERS_DOWN = "_ALL_BROKERS_DOWN"
 _PASSING = frozenset(
     {
         KafkaError.NOT_COORDINATOR,
@@ -31,13 +31,13 @@ class Admin:
     """Owns the AdminClient. Raises KafkaException, TypeError or ValueError for settings that librdkafka refuses."""
 
     def __init__(self, settings: Settings, deadline: Deadline) -> None:
-        self._bootstrap = settings.kafka_bootstrap
+        self._settings = settings
         self._deadline = deadline
-        self._said: KafkaError | None = None
+        self._notes = ConnectionNotes()
         # Errors come as findings; librdkafka's own lines would only repeat them, ten times.
         self.logger = logging.getLogger("promptbus_worker.doctor.librdkafka")
         self.logger.disabled = True
-        self.client = AdminClient(settings.client_config(), error_cb=self._note, logger=self.logger)
+        self.client = AdminClient(settings.client_config(), error_cb=self._notes.note, logger=self.logger)
 
     def call_s(self) -> float:
         """How long the next call may take, seconds."""
@@ -52,24 +52,15 @@ class Admin:
         return future.result()
 
     def no_answer(self, error: Exception) -> Finding:
-        """Why nothing came back, in librdkafka's words about the connection where it had some."""
-        if self._said is None:
-            return fail(
-                f"Kafka {self._bootstrap} takes connections, but does not answer: {text_of(error)}",
-                "is it a Kafka broker, and does KAFKA_SECURITY_PROTOCOL fit its listener?",
-            )
+        """Why nothing came back."""
+        self.client.poll(0)  # brings what the client has to say
+        why = self._notes.misunderstanding(self._settings, max(1.0, self._deadline.remaining_s(_CALL_S)))
+        if why is not None:
+            return fail(why, "")
         return fail(
-            f"Kafka {self._bootstrap}: {_one_line(self._said.str())}",
-            "check KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_… and KAFKA_SSL_… against the broker's listener",
+            f"Kafka {self._settings.kafka_bootstrap} takes connections, but does not answer: {text_of(error)}",
+            "is it a Kafka broker, and does KAFKA_SECURITY_PROTOCOL fit its listener?",
         )
-
-    def _note(self, error: KafkaError) -> None:
-        # "All brokers are down" follows every real reason. Of the others the longest one says most: the same broken
-        # handshake comes with librdkafka's guess at its cause, or without.
-        if error.name() != _ALL_BROKERS_DOWN and len(error.str()) > (
-            len(self._said.str()) if self._said else 0
-        ):
-            self._said = error
 
 
 def passing(code: int) -> bool:

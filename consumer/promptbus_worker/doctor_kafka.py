@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import ConfigResource, OffsetSpec  # type: ignore[attr-defined] # not in its __all__
 
+from promptbus.listener import Address, addresses_of
+from promptbus.rights import Right, lacking
 from promptbus_worker.deadline import Deadline
 from promptbus_worker.doctor_admin import Admin, passing, text_of
-from promptbus_worker.doctor_net import Address, addresses_of, unreachable
+from promptbus_worker.doctor_net import unreachable
 from promptbus_worker.preflight import (
     Finding,
     Partition,
@@ -110,16 +112,14 @@ class KafkaCheckup:
         for name, needed in roles.items():
             seen = descriptions[name]
             if isinstance(seen, str):
-                yield fail(
-                    f"topic {name}: {seen}", "give this user DESCRIBE on it (kafka-acls), and try again"
-                )
+                rights = Right("DESCRIBE", "topic", name), Right(needed, "topic", name)
+                yield fail(f"topic {name}: {seen}", lacking(settings, *rights))
             elif seen is None:
                 yield judge_missing_topic(name, min(3, brokers), settings)
             else:
                 found[name] = seen
                 yield from judge_partitions(seen)
-                acl = f"--operation {needed.title()} --topic {name}"
-                yield from judge_rights(f"topic {name}", needed, seen.operations, acl)
+                yield from judge_rights(Right(needed, "topic", name), seen.operations, settings)
         yield from judge_replication(list(found.values()))
         yield from judge_sizes(found, settings)
         request = found.get(settings.kafka_request_topic)
@@ -176,7 +176,7 @@ class KafkaCheckup:
 
     def _group(self, admin: Admin, request: Topic | None) -> Iterator[Finding]:
         group = self._settings.kafka_group_id
-        acl = f"--operation Read --group {group}"
+        right = Right("READ", "group", group)
         while True:
             (future,) = admin.client.describe_consumer_groups(
                 [group], include_authorized_operations=True, request_timeout=admin.call_s()
@@ -186,7 +186,7 @@ class KafkaCheckup:
             except KafkaException as error:
                 code = error.args[0].code()
                 if code == KafkaError.GROUP_AUTHORIZATION_FAILED:
-                    yield from judge_rights(f"group {group}", "READ", frozenset(), acl)
+                    yield from judge_rights(right, frozenset(), self._settings)
                     return
                 if passing(code) and self._deadline.remaining_s() > _RETRY_S:
                     time.sleep(_RETRY_S)  # a new cluster's first group: its coordinator is being found
@@ -199,7 +199,7 @@ class KafkaCheckup:
             break
         operations = seen.authorized_operations
         names = None if operations is None else frozenset(each.name for each in operations)
-        missing = judge_rights(f"group {group}", "READ", names, acl)
+        missing = judge_rights(right, names, self._settings)
         yield from missing
         if not missing and request is not None and request.partitions:
             yield from self._offsets(admin, request)

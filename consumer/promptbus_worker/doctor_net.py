@@ -6,37 +6,9 @@ import socket
 from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import NamedTuple
 
+from promptbus.listener import Address
 from promptbus_worker.deadline import Deadline
-
-_DEFAULT_PORT = 9092
-
-
-class Address(NamedTuple):
-    """Where a broker listens; an IPv6 host has no brackets here."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def addresses_of(bootstrap: str) -> list[Address]:
-    """`KAFKA_BOOTSTRAP` in parts, `PROTOCOL://` in front of one ignored as librdkafka does."""
-    addresses: list[Address] = []
-    for part in bootstrap.split(","):
-        name = part.strip().rpartition("://")[2]
-        if not name:
-            continue
-        host, colon, port = name.rpartition(":")
-        if not colon or not port.isdigit() or (":" in host and not host.startswith("[")):
-            host, port = name, str(_DEFAULT_PORT)
-        address = Address(host.strip("[]"), int(port))
-        if address not in addresses:
-            addresses.append(address)
-    return addresses
 
 
 def unreachable(addresses: Sequence[Address], timeout_s: float) -> dict[Address, str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator
 
 import aiohttp
 
+from promptbus.listener import Address
+from promptbus.tls import https_problem, speaks_tls
 from promptbus_worker.deadline import Deadline
-from promptbus_worker.doctor_net import Address, unreachable
+from promptbus_worker.doctor_net import unreachable
 from promptbus_worker.model import BadRow, ModelSpec, TensorValue
 from promptbus_worker.outcomes import CallError, CallFailure, ModelUnusable
 from promptbus_worker.preflight import Finding, fail, judge_batch_size, ok, warn
@@ -54,11 +57,21 @@ class TritonCheckup:
                 return
             base = f"{'https' if tls else 'http'}://{address}"
             timeout = aiohttp.ClientTimeout(total=_CALL_S)
-            async with aiohttp.ClientSession(headers=self._settings.http_headers, timeout=timeout) as session:
+            connector = aiohttp.TCPConnector(ssl=ssl.create_default_context())
+            async with aiohttp.ClientSession(
+                headers=self._settings.http_headers, timeout=timeout, connector=connector
+            ) as session:
                 try:
                     async with session.get(f"{base}/v2/health/live") as response:
                         status = response.status
                 except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    where = _address(address)
+                    problem = https_problem(error, where.host)
+                    if not tls and await asyncio.to_thread(speaks_tls, where.host, where.port):
+                        problem = "speaks TLS: write https:// in TRITON_URL"
+                    if problem is not None:
+                        yield fail(f"Triton {url} {problem}", "")
+                        return
                     yield fail(
                         f"Triton {url} does not answer: {_clean(error)}",
                         "is TRITON_URL the HTTP port (8000 by default; not gRPC, not metrics), and http:// or https:// right?",

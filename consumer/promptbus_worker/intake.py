@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from promptbus.rights import Right
 from promptbus_worker.commits import Commits
 from promptbus_worker.deadline import Clock, Deadline
 from promptbus_worker.kafka_outcomes import ConsumerAction, consumer_verdict, needs_operator, stop_sentence
@@ -101,6 +102,7 @@ class Intake:
         not `settled`."""
         self._config = {**consumer_config, "error_cb": self._client_error}
         self._topic = topic
+        self._group = str(consumer_config.get("group.id", ""))
         self._positions = positions
         self._loop = loop
         self._metrics = metrics
@@ -137,6 +139,7 @@ class Intake:
                 on_stop=self._stop,
                 may_wait=self._may_wait,
                 clock=self._clock,
+                group=self._group,
             )
             self._config["on_commit"] = commits.answered
             return commits
@@ -244,7 +247,10 @@ class Intake:
         name = error.name()
         match consumer_verdict(name, fatal=error.fatal(), retriable=error.retriable()):
             case ConsumerAction.STOP:
-                self._stop(stop_sentence(name, error.str()), restart=not needs_operator(name))
+                right = Right("READ", "topic", self._topic)
+                if name == "GROUP_AUTHORIZATION_FAILED":
+                    right = Right("READ", "group", self._group)
+                self._stop(stop_sentence(name, error.str(), right), restart=not needs_operator(name))
             case ConsumerAction.LOST:
                 log.warning("the group went on without this worker", extra={"error": name})
                 self._end(self._ledger.ownerships())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # documented there, but exported without __all__
     AdminClient,
     ConfigResource,
@@ -13,6 +14,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # documented 
     ResourceType,
 )
 
+from promptbus.kafka_errors import ConnectionNotes, settings_refused
+from promptbus.rights import Right, lacking
 from promptbus_worker import logs
 from promptbus_worker.preflight import new_topic_config
 from promptbus_worker.settings import Settings
@@ -25,10 +28,18 @@ BROKER_DEFAULT_MAX_BYTES = 1_048_588
 """Kafka's default `max.message.bytes`, assumed where the right to read a topic's configuration is missing."""
 _LARGEST_LIBRDKAFKA_MESSAGE = 1_000_000_000
 _ADMIN_TIMEOUT_S = 5.0
+_ALL_WE_NEED = frozenset({"DESCRIBE", "READ", "WRITE"})
 
 
 class NotYet(Exception):
-    """The brokers cannot be asked now; worth trying again."""
+    """The brokers cannot be asked now; worth trying again.
+
+    `refused`: a broker is there, and TLS or login do not come about. That seldom mends itself.
+    """
+
+    def __init__(self, why: str, *, refused: bool = False) -> None:
+        super().__init__(why)
+        self.refused = refused
 
 
 class Unusable(Exception):
@@ -130,13 +141,21 @@ def topics_of(settings: Settings) -> list[str]:
     ]
 
 
-def ensure_topics(admin: AdminClient, settings: Settings) -> None:
-    """All topics exist, or are created if that is allowed. Raises NotYet or Unusable."""
+def ensure_topics(admin: AdminClient, settings: Settings, notes: ConnectionNotes | None = None) -> None:
+    """All topics exist, or are created if that is allowed, and we may use them. Raises NotYet or Unusable.
+
+    `notes`: what the client said about its connections.
+    """
     try:
-        known = admin.list_topics(timeout=_ADMIN_TIMEOUT_S).topics
+        admin.list_topics(timeout=_ADMIN_TIMEOUT_S)
     except KafkaException as error:
-        raise NotYet(f"no broker at {settings.kafka_bootstrap} answers") from error
-    missing = [topic for topic in topics_of(settings) if topic not in known]
+        admin.poll(0)  # brings what the client has to say
+        why = (notes or ConnectionNotes()).misunderstanding(settings)
+        no_answer = f"no broker at {settings.kafka_bootstrap} answers"
+        raise NotYet(why or no_answer, refused=why is not None) from error
+    operations = _operations(admin, topics_of(settings))
+    _require_rights(operations, settings)
+    missing = [topic for topic, allowed in operations.items() if allowed is None]
     if not missing:
         return
     names = ", ".join(missing)
@@ -152,9 +171,48 @@ def ensure_topics(admin: AdminClient, settings: Settings) -> None:
         try:
             future.result(_ADMIN_TIMEOUT_S * 2)
         except KafkaException as error:
-            if error.args[0].name() != "TOPIC_ALREADY_EXISTS":  # another worker was quicker
+            name = error.args[0].name()
+            if name.endswith("AUTHORIZATION_FAILED"):
+                raise Unusable(lacking(settings, Right("CREATE", "topic", topic))) from error
+            if name != "TOPIC_ALREADY_EXISTS":  # another worker was quicker
                 raise Unusable(f"Topic {topic} cannot be created: {error.args[0].str()}") from error
     raise NotYet("topics were just created")  # look again: brokers take a moment to know them
+
+
+def _operations(admin: AdminClient, topics: Sequence[str]) -> dict[str, AbstractSet[str] | None]:
+    """What we may do with each topic, None if there is none. Raises NotYet."""
+    found: dict[str, AbstractSet[str] | None] = {}
+    described = admin.describe_topics(
+        TopicCollection(list(topics)), include_authorized_operations=True, request_timeout=_ADMIN_TIMEOUT_S
+    )
+    for topic, future in described.items():
+        try:
+            allowed = future.result(_ADMIN_TIMEOUT_S * 2).authorized_operations
+        except TimeoutError as error:
+            raise NotYet("the topics cannot be looked at") from error
+        except KafkaException as error:
+            match error.args[0].name():
+                case "UNKNOWN_TOPIC_OR_PART":
+                    found[topic] = None
+                case "TOPIC_AUTHORIZATION_FAILED":
+                    found[topic] = frozenset()
+                case _:
+                    raise NotYet(f"topic {topic} cannot be looked at: {error.args[0].str()}") from error
+        else:
+            # Brokers without rules name none: what is not allowed will show.
+            found[topic] = {operation.name for operation in allowed} if allowed else _ALL_WE_NEED
+    return found
+
+
+def _require_rights(operations: Mapping[str, AbstractSet[str] | None], settings: Settings) -> None:
+    """Raises Unusable, naming every right on topics that is missing."""
+    missing = []
+    for topic, allowed in operations.items():
+        needed = "READ" if topic == settings.kafka_request_topic else "WRITE"
+        if allowed is not None:
+            missing += [Right(each, "topic", topic) for each in ("DESCRIBE", needed) if each not in allowed]
+    if missing:
+        raise Unusable(lacking(settings, *missing))
 
 
 def size_limits(admin: AdminClient, topics: Iterable[str]) -> dict[str, int]:
@@ -182,11 +240,15 @@ def size_limits(admin: AdminClient, topics: Iterable[str]) -> dict[str, int]:
     return limits
 
 
-def admin_client(settings: Settings, client_id: str) -> AdminClient:
-    """For the questions above."""
+def admin_client(settings: Settings, client_id: str, notes: ConnectionNotes | None = None) -> AdminClient:
+    """For the questions above. Raises Unusable for settings that librdkafka refuses."""
     config: dict[str, object] = {
         **settings.client_config(),
         "client.id": client_id,
         "logger": logs.librdkafka_logger(),
+        "error_cb": (notes or ConnectionNotes()).note,
     }
-    return AdminClient(config)  # type: ignore[arg-type]  # its annotation leaves out the logger
+    try:
+        return AdminClient(config)  # type: ignore[arg-type]  # its annotation leaves out the logger
+    except KafkaException as error:
+        raise Unusable(str(settings_refused(error))) from error

@@ -12,6 +12,8 @@ the client itself, otherwise from the broker) and its flags. A fatal error alway
 from collections.abc import Mapping
 from enum import StrEnum
 
+from promptbus.rights import Right
+
 
 class DeliveryAction(StrEnum):
     """What becomes of a reply or dead letter whose delivery failed."""
@@ -244,11 +246,16 @@ def transaction_verdict(*, fatal: bool, requires_abort: bool, retriable: bool) -
     return TransactionAction.RESUME if retriable else TransactionAction.STOP
 
 
-def stop_sentence(name: str, text: str) -> str:
-    """What to tell the operator when a Kafka error stops the worker; `text` is `KafkaError.str()`."""
+def stop_sentence(name: str, text: str, right: Right | None = None) -> str:
+    """What to tell the operator when a Kafka error stops the worker; `text` is `KafkaError.str()`.
+
+    `right`: what was needed for what failed.
+    """
     sentence = _STOP_SENTENCES.get(name, "Kafka reports an error that this worker cannot mend.")
     if name == _FATAL and _NEW_PROTOCOLS_REQUEST in text:  # its own error is told in words only
         sentence = (
             "These brokers do not offer KAFKA_GROUP_PROTOCOL=consumer (Kafka 4.0 does): set it to classic."
         )
+    elif right is not None and name in ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED"):
+        sentence = f"Kafka denies this worker's user the right {right}: grant it (kafka-acls)."
     return f"{sentence} ({name}: {text})"

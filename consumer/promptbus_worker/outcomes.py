@@ -35,7 +35,7 @@ class CallFailure(StrEnum):
     OVERLOADED = "overloaded"
     """Triton would not take the call now: 503 (queue full, time in the queue over, not ready) or 429."""
     REFUSED = "refused"
-    """No connection came about: refused, unknown name, unreachable, TLS handshake failed."""
+    """No connection came about: refused, unknown name, unreachable."""
     CONNECTION = "connection"
     """The connection broke, or what came back is no answer of an inference server."""
     TIMEOUT = "timeout"
@@ -49,7 +49,7 @@ class CallFailure(StrEnum):
     BAD_REQUEST = "bad_request"
     """Triton refused these tensors (400): batch too large, wrong shape, unknown input, body too large."""
     FORBIDDEN = "forbidden"
-    """Triton, or a proxy before it, wants other credentials (401, 403, 407)."""
+    """Triton, or a proxy before it, wants other credentials (401, 403, 407), or TLS does not come about."""
     BAD_OUTPUT = "bad_output"
     """Triton said 200, but an output is missing, has the wrong rows, or cannot be decoded."""
 
@@ -67,6 +67,8 @@ class CallError(Exception):
         self.failure = failure
         self.status = status
         self.retry_after_s = retry_after_s
+        if failure is CallFailure.FORBIDDEN and status is not None:
+            detail = f"check TRITON_API_KEY and TRITON_HEADERS__<NAME>; the server says: {detail}"
         self.detail = detail[:DETAIL_CHARS]
         super().__init__(
             f"{failure} (HTTP {status}): {self.detail}" if status else f"{failure}: {self.detail}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from promptbus.rights import Right, grant
 from promptbus_worker.settings import Settings
 
 # A dead letter is the request as it came, its headers, seven more headers, and the record's frame.
@@ -195,11 +196,11 @@ def judge_sizes(topics: Mapping[str, Topic], settings: Settings) -> list[Finding
     return findings
 
 
-def judge_rights(what: str, needed: str, operations: frozenset[str] | None, acl: str) -> list[Finding]:
-    """`needed` (READ, WRITE) on `what`; `acl` are the arguments of kafka-acls that grant it."""
-    if operations is None or needed in operations:
+def judge_rights(right: Right, operations: frozenset[str] | None, settings: Settings) -> list[Finding]:
+    """`operations`: what we may do there; None if the brokers would not say."""
+    if operations is None or right.operation in operations:
         return []
-    return [fail(f"no right to {needed} on {what}", f"kafka-acls --add --allow-principal User:… {acl}")]
+    return [fail(f"no right to {right.operation} on {right.kind} {right.name}", grant(settings, right))]
 
 
 def judge_positions(positions: Sequence[Position], settings: Settings) -> list[Finding]:

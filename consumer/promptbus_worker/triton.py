@@ -9,10 +9,12 @@ and `transport="tritonclient"` brings everything back to it.
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
+from promptbus.tls import speaks_tls
 from promptbus_worker.binary_infer import RESERVED_HEADERS, BinaryCalls
 from promptbus_worker.http_protocol import Pool
 from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec, TensorValue
@@ -92,7 +94,7 @@ class TritonClient:
         max_connections: int = 64,
         transport: Transport = "binary",
     ) -> None:
-        address, tls = split_url(url)
+        address, self._tls = split_url(url)
         for name, value in headers.items():
             if any(char in name + value for char in "\r\n\0"):
                 raise ValueError(f"The header {name!r} for Triton must not hold line breaks or NUL.")
@@ -101,7 +103,7 @@ class TritonClient:
         # tritonclient does not unpack.
         sent = {"accept-encoding": "identity"} | own_headers
         self._address = urlsplit(f"//{address}")
-        if transport == "binary" and not tls and not RESERVED_HEADERS & own_headers.keys():
+        if transport == "binary" and not self._tls and not RESERVED_HEADERS & own_headers.keys():
             host, port = self._address.hostname, self._address.port
             assert host is not None
             assert port is not None
@@ -109,7 +111,7 @@ class TritonClient:
         else:
             from promptbus_worker.tritonclient_calls import TritonclientCalls
 
-            self._calls = TritonclientCalls(address, sent, tls=tls, max_connections=max_connections)
+            self._calls = TritonclientCalls(address, sent, tls=self._tls, max_connections=max_connections)
         self._closed = False
 
     async def read_spec(
@@ -126,6 +128,8 @@ class TritonClient:
                 metadata, config = await self._calls.describe(model, version)
         except TimeoutError as error:
             raise await self._late(timeout_s) from error
+        except CallError as error:
+            raise (await self._wrong_scheme(error) or error) from error
         return describe(metadata, config, version=version)
 
     async def infer(
@@ -160,6 +164,17 @@ class TritonClient:
         return CallError(
             CallFailure.REFUSED, f"no answer within {timeout_s:.3f} s, and no connection comes about"
         )
+
+    async def _wrong_scheme(self, failed: CallError) -> CallError | None:
+        """The better error if plain http met a port with TLS: some of those hang up, some answer 400."""
+        host, port = self._address.hostname, self._address.port
+        if self._tls or failed.failure not in (CallFailure.CONNECTION, CallFailure.BAD_REQUEST):
+            return None
+        with suppress(OSError):
+            if await asyncio.to_thread(speaks_tls, host or "", port or 0):
+                problem = "speaks TLS: write https:// in TRITON_URL"
+                return CallError(CallFailure.FORBIDDEN, f"Triton at {self._address.netloc} {problem}")
+        return None
 
     async def _accepts_connections(self) -> bool:
         try:

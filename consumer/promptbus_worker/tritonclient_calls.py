@@ -5,12 +5,14 @@ Imported only where it is used: with aiohttp and numpy it takes longer to import
 
 import ssl
 from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
 
 import aiohttp
 import rapidjson
 from tritonclient.http.aio import InferenceServerClient, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from promptbus.tls import https_problem
 from promptbus_worker.model import CALL_TRACEPARENT, BadRow, Inputs, ModelSpec, Row
 from promptbus_worker.model_metadata import ModelConfig, ModelMetadata
 from promptbus_worker.outcomes import CallError, CallFailure, failure_of_status
@@ -22,6 +24,7 @@ class TritonclientCalls:
 
     def __init__(self, address: str, headers: Mapping[str, str], *, tls: bool, max_connections: int) -> None:
         self._headers = dict(headers)
+        self._address = urlsplit(f"//{address}")
         self._client = InferenceServerClient(
             address,
             conn_limit=max_connections,
@@ -41,7 +44,7 @@ class TritonclientCalls:
         except TimeoutError:
             raise
         except Exception as error:
-            raise _classify(error) from error
+            raise self._failed(error) from error
 
     async def infer(self, spec: ModelSpec, batch: Sequence[Inputs]) -> tuple[str, list[Row | BadRow]]:
         """The version that answered, and one row per request in the order of the batch. Raises CallError, TimeoutError."""
@@ -64,7 +67,7 @@ class TritonclientCalls:
         except TimeoutError:
             raise
         except Exception as error:
-            raise _classify(error) from error
+            raise self._failed(error) from error
         try:
             return decode(result, len(batch))
         except Exception as error:  # whatever numpy and struct make of bytes that lie about themselves
@@ -73,6 +76,12 @@ class TritonclientCalls:
     async def close(self) -> None:
         """Close every connection."""
         await self._client.close()
+
+    def _failed(self, error: Exception) -> CallError:
+        problem = https_problem(error, self._address.hostname or "")
+        if problem is None:
+            return _classify(error)
+        return CallError(CallFailure.FORBIDDEN, f"Triton at {self._address.netloc} {problem}")
 
     def _requested(self, spec: ModelSpec) -> list[InferRequestedOutput]:
         known = self._outputs.get(spec.name)

@@ -23,6 +23,7 @@ from contextlib import suppress
 
 import uvloop
 
+from promptbus.masking import secrets_of
 from promptbus.settings import load
 from promptbus_worker import kafka, logs, tracing
 from promptbus_worker.heartbeat import DRAINING, SLOT_VARIABLE, Heartbeat, HeartbeatWriter
@@ -31,7 +32,7 @@ from promptbus_worker.model import InferenceClient
 from promptbus_worker.outcomes import ModelUnusable
 from promptbus_worker.path import Path
 from promptbus_worker.settings import Settings
-from promptbus_worker.startup import Surroundings, wait_for_surroundings
+from promptbus_worker.startup import Refused, Surroundings, wait_for_surroundings
 from promptbus_worker.triton import TritonClient
 from promptbus_worker.triton_servers import TritonServers
 from promptbus_worker.worker_process import Exit
@@ -97,7 +98,7 @@ class Worker:
             return None
         try:
             return waiting.result()
-        except (kafka.Unusable, ModelUnusable) as error:
+        except (kafka.Unusable, ModelUnusable, Refused) as error:
             self.stop(Exit.GAVE_UP, str(error))
             return None
 
@@ -190,7 +191,13 @@ def main() -> int:
     faulthandler.register(signal.SIGUSR1)
     settings = load(Settings)
     slot = int(os.environ.get(SLOT_VARIABLE, "0"))
-    logs.configure(settings.log_level, settings.log_format, slot, prompts=settings.log_prompts)
+    logs.configure(
+        settings.log_level,
+        settings.log_format,
+        slot,
+        prompts=settings.log_prompts,
+        secrets=secrets_of(settings),
+    )
     heartbeats = HeartbeatWriter.from_environment()
     try:
         return uvloop.run(Worker(settings, slot, heartbeats).run())

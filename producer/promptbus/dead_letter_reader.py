@@ -10,6 +10,7 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaError, Message, T
 from promptbus.dead_letters import DeadLetter, Place, Selection, Span
 from promptbus.errors import PlaceMissing
 from promptbus.kafka_errors import LOG, ConnectionNotes, describe, refused
+from promptbus.rights import Right
 from promptbus.settings import KafkaSettings
 from promptbus.topic_reader import TopicReader, record_headers
 
@@ -97,10 +98,10 @@ class DeadLetterReader(TopicReader):
             if messages:
                 heard_at = time.monotonic()
             elif time.monotonic() - heard_at > self._silence_s:
-                raise self._notes.unavailable(self._bootstrap, self._silence_s)
+                raise self._notes.unavailable(self._settings, self._silence_s)
 
     def _judge(self, error: KafkaError) -> None:
-        forbidden = refused(error, f"read {self.topic!r}")
+        forbidden = refused(error, self._settings, Right("READ", "topic", self.topic))
         if forbidden is not None:
             raise forbidden
         LOG.debug("reading %s: %s", self.topic, describe(error))  # librdkafka tries again by itself

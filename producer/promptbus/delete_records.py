@@ -9,8 +9,9 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from promptbus.dead_letters import Span
-from promptbus.errors import KafkaUnavailable, NotAllowed, PromptBusError
-from promptbus.kafka_errors import LOG, NOT_ALLOWED, UNREACHABLE, describe, error_of, settings_refused
+from promptbus.errors import KafkaUnavailable, PromptBusError
+from promptbus.kafka_errors import LOG, UNREACHABLE, describe, error_of, refused, settings_refused
+from promptbus.rights import Right
 from promptbus.settings import KafkaSettings
 
 DELETE_S = 30.0
@@ -32,24 +33,22 @@ def delete_before(settings: KafkaSettings, topic: str, spans: Iterable[Span]) ->
         try:
             future.result(timeout=2 * DELETE_S)
         except KafkaException as exception:
-            failures[place.partition] = why_not(error_of(exception), topic, settings.kafka_bootstrap)
+            failures[place.partition] = why_not(error_of(exception), topic, settings)
         except FuturesTimeout:
             failures[place.partition] = KafkaUnavailable(f"Kafka did not answer within {2 * DELETE_S:g} s")
     return failures
 
 
-def why_not(error: KafkaError, topic: str, bootstrap: str) -> PromptBusError:
+def why_not(error: KafkaError, topic: str, settings: KafkaSettings) -> PromptBusError:
     """The error in a sentence that says what to do."""
     if error.code() == KafkaError.POLICY_VIOLATION:
         return PromptBusError(
             f"Kafka deletes no records of {topic!r}, because it is a compacted topic: "
             "its cleanup.policy must contain `delete`"
         )
-    if error.code() in NOT_ALLOWED:
-        return NotAllowed(
-            f"Kafka does not allow this client to delete records of {topic!r}: "
-            f"its user needs the right DELETE on that topic ({describe(error)})"
-        )
+    forbidden = refused(error, settings, Right("DELETE", "topic", topic))
+    if forbidden is not None:
+        return forbidden
     if error.code() in UNREACHABLE:
-        return KafkaUnavailable(f"no Kafka broker at {bootstrap} did it: {describe(error)}")
+        return KafkaUnavailable(f"no Kafka broker at {settings.kafka_bootstrap} did it: {describe(error)}")
     return PromptBusError(f"Kafka did not delete: {describe(error)}")

@@ -6,6 +6,7 @@ Triton's HTTP v2 JSON form (KServe's "predict protocol, version 2"), with the st
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
@@ -13,6 +14,7 @@ from urllib.request import Request as HttpRequest
 
 import orjson
 
+from promptbus.masking import masked, secrets_of
 from promptbus.messages import Json, JsonObject, Request
 from promptbus.plain_http import UNREACHABLE, opener, why_unreachable
 from promptbus.settings import TritonSettings
@@ -104,16 +106,36 @@ def _call(settings: TritonSettings, path: str, timeout_s: float, body: bytes | N
             return content
     except HTTPError as refusal:
         with refusal:
-            raise TritonRefused(f"Triton answered {refusal.code}: {_detail(refusal.read())}") from None
+            said = masked(_detail(refusal.read()), secrets_of(settings))
+        hint = "; check TRITON_API_KEY and TRITON_HEADERS__<NAME>" if refusal.code in (401, 403, 407) else ""
+        raise TritonRefused(f"Triton answered {refusal.code}: {said}{hint}") from None
     except TimeoutError:
         raise TritonUnreachable(
             f"Triton at {settings.base_url} (TRITON_URL) did not answer within {timeout_s:g} s"
         ) from None
     except UNREACHABLE as problem:
+        misunderstood = _tls_problem(problem, url)
+        if misunderstood is not None:
+            where = f"Triton at {settings.base_url} (TRITON_URL)"
+            raise TritonUnreachable(f"{where} {misunderstood}") from None
         raise TritonUnreachable(
             f"Triton at {settings.base_url} (TRITON_URL) cannot be reached: "
             f"{why_unreachable(problem, timeout_s)}; is it running?"
         ) from None
+
+
+def _tls_problem(error: Exception, url: str) -> str | None:
+    # only now: an answer comes without Python's ssl
+    from promptbus.tls import https_problem, speaks_tls
+
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme == "https":
+        return https_problem(error, host)
+    with suppress(OSError, ValueError):
+        if speaks_tls(host, parts.port or 80):
+            return "speaks TLS: write https:// in TRITON_URL"
+    return None
 
 
 def _detail(body: bytes) -> str:

@@ -19,13 +19,14 @@ from collections.abc import Callable, Sequence
 from confluent_kafka import Message
 
 from promptbus import tracing
-from promptbus.errors import ClientClosed, ForkedClient, NotAllowed, PromptBusError
-from promptbus.kafka_errors import LOG, NOT_ALLOWED, ConnectionNotes, describe
+from promptbus.errors import ClientClosed, ForkedClient, PromptBusError
+from promptbus.kafka_errors import LOG, ConnectionNotes, describe, refused
 from promptbus.messages import InvalidReply, Reply, decode_reply
 from promptbus.messages.headers import REQUEST_ID
 from promptbus.pending import PendingReplies, ReplyFuture
 from promptbus.reply_reader import ReplyReader
 from promptbus.request_writer import Header, QueueFull, RequestWriter
+from promptbus.rights import Right
 from promptbus.settings import KafkaSettings
 from promptbus.topic_reader import record_headers
 
@@ -86,7 +87,9 @@ class Exchange:
             until = time.monotonic() + self._connect_timeout_s
             reader = ReplyReader(self.settings, self.reply_topic, notes=self._notes)
             try:
-                reader.partitions(self.request_topic, "KAFKA_REQUEST_TOPIC", self._connect_timeout_s)
+                reader.partitions(
+                    self.request_topic, "KAFKA_REQUEST_TOPIC", self._connect_timeout_s, operation="WRITE"
+                )
                 reader.open(max(0.1, until - time.monotonic()))
                 writer = RequestWriter(
                     self.settings,
@@ -220,12 +223,9 @@ class Exchange:
         error = message.error()
         if error is not None:
             LOG.warning("reading %s: %s", self.reply_topic, describe(error))
-            if error.code() in NOT_ALLOWED:
-                self._fail_all(
-                    NotAllowed(
-                        f"Kafka does not allow this client to read {self.reply_topic!r}: {describe(error)}"
-                    )
-                )
+            forbidden = refused(error, self.settings, Right("READ", "topic", self.reply_topic))
+            if forbidden is not None:
+                self._fail_all(forbidden)
             return
         headers = record_headers(message)
         future = self._pending.take(headers)

@@ -8,7 +8,9 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
 
-from promptbus.errors import KafkaUnavailable, NotAllowed, PromptBusError, SettingsRefused
+from promptbus.errors import KafkaUnavailable, NotAllowed, SettingsRefused
+from promptbus.rights import Right, lacking
+from promptbus.settings import KafkaSettings
 
 logging.getLogger("promptbus").addHandler(logging.NullHandler())  # without one, warnings go to stderr
 LOG = logging.getLogger("promptbus.kafka")
@@ -25,10 +27,12 @@ QUICK_RETRIES: Final[Mapping[str, int]] = {
 # librdkafka names its own errors, as opposed to a broker's, with an underscore.
 ALL_BROKERS_DOWN = KafkaError._ALL_BROKERS_DOWN  # noqa: SLF001
 FAIL = KafkaError._FAIL  # noqa: SLF001
+FATAL = KafkaError._FATAL  # noqa: SLF001
 
 NOT_ALLOWED = frozenset(
     {
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
         KafkaError.CLUSTER_AUTHORIZATION_FAILED,
         KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
     }
@@ -41,10 +45,11 @@ UNKNOWN_TOPIC = frozenset(
     }
 )
 TOO_LARGE = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
+LOGIN_FAILED = KafkaError._AUTHENTICATION  # noqa: SLF001
 LOGIN_REFUSED = frozenset(
     {
         KafkaError.SASL_AUTHENTICATION_FAILED,
-        KafkaError._AUTHENTICATION,  # noqa: SLF001
+        LOGIN_FAILED,
         KafkaError._SSL,  # noqa: SLF001
     }
 )
@@ -99,29 +104,41 @@ class ConnectionNotes:
         if self._last is None or error.code() != ALL_BROKERS_DOWN:
             self._last = error
 
-    def unavailable(self, bootstrap: str, timeout_s: float) -> KafkaUnavailable:
-        """The error for "nobody answered within `timeout_s` seconds"."""
-        if self._last is None:
-            return KafkaUnavailable(
-                f"no Kafka broker answered at {bootstrap} within {timeout_s:g} s: "
-                "is it running, and is KAFKA_BOOTSTRAP right?"
-            )
-        said = describe(self._last)
-        if self._last.code() in LOGIN_REFUSED:
-            return KafkaUnavailable(
-                f"Kafka at {bootstrap} refused the connection: {said}; check KAFKA_SECURITY_PROTOCOL, "
-                "KAFKA_SASL_… and KAFKA_SSL_…"
-            )
+    def unavailable(self, settings: KafkaSettings, timeout_s: float) -> KafkaUnavailable:
+        """The error for "nobody answered within `timeout_s` seconds". Blocks for some seconds at most."""
+        bootstrap = settings.kafka_bootstrap
+        why = self.misunderstanding(settings)
+        if why is not None:
+            return KafkaUnavailable(why)
+        said = "" if self._last is None else f" ({describe(self._last)})"
         return KafkaUnavailable(
-            f"no Kafka broker answered at {bootstrap} within {timeout_s:g} s ({said}): "
+            f"no Kafka broker answered at {bootstrap} within {timeout_s:g} s{said}: "
             "is it running, and is KAFKA_BOOTSTRAP right?"
         )
 
+    def misunderstanding(self, settings: KafkaSettings, timeout_s: float = 5.0) -> str | None:
+        """A sentence if a broker is there but TLS or login do not come about. `timeout_s`: for each question to it."""
+        # only now: a client that gets its connection needs none of Python's ssl
+        from promptbus.listener import misunderstanding
 
-def refused(error: KafkaError, what: str) -> PromptBusError | None:
-    """The error to raise if Kafka's access rules forbid `what`, else None."""
+        last = self._last
+        sentence = misunderstanding(
+            settings.client_config(),
+            login_failed=last is not None and last.code() == LOGIN_FAILED,
+            timeout_s=timeout_s,
+        )
+        if sentence is None and last is not None and last.code() in LOGIN_REFUSED:
+            return (
+                f"Kafka at {settings.kafka_bootstrap} refused the connection: {describe(last)}; "
+                "check KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_… and KAFKA_SSL_…"
+            )
+        return sentence
+
+
+def refused(error: KafkaError, settings: KafkaSettings, *rights: Right) -> NotAllowed | None:
+    """The error to raise if Kafka's access rules forbid what needs these rights, else None."""
     if error.code() in NOT_ALLOWED:
-        return NotAllowed(f"Kafka does not allow this client to {what}: {describe(error)}")
+        return NotAllowed(f"{lacking(settings, *rights)} ({error.name()})")
     return None
 
 

@@ -13,19 +13,21 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public name
     ResourceType,
 )
 
-from promptbus.errors import DeliveryFailed, MessageTooLarge, NotAllowed, PromptBusError, TopicMissing
+from promptbus.errors import DeliveryFailed, MessageTooLarge, PromptBusError, TopicMissing
 from promptbus.kafka_errors import (
+    FATAL,
     LOG,
-    NOT_ALLOWED,
     QUICK_RETRIES,
     TOO_LARGE,
     UNKNOWN_TOPIC,
     ConnectionNotes,
     describe,
     error_of,
+    refused,
     settings_refused,
 )
 from promptbus.messages import message_bytes
+from promptbus.rights import Right
 from promptbus.settings import ClientConfig, KafkaSettings
 
 # A batch that a broker finds too large is refused whole. Batches stay below this size, and whatever is larger alone
@@ -73,8 +75,9 @@ class RequestWriter:
             "acks": "all",
             "enable.idempotence": True,
         }
+        self._fatal: KafkaError | None = None
         try:
-            self._producer = Producer({**config, "error_cb": self._notes.note}, logger=LOG)
+            self._producer = Producer({**config, "error_cb": self._note}, logger=LOG)
         except KafkaException as exception:
             raise settings_refused(exception) from None
         self._limit: int | None = None
@@ -148,23 +151,35 @@ class RequestWriter:
         return not self._limit_read and len(value) > BATCH_BYTES // 2
 
     def poll(self, timeout_s: float = 0.0) -> None:
-        """Run the callbacks that are due."""
-        self._producer.poll(timeout_s)
+        """Run the callbacks that are due. A producer that fails for good tells it to each of its requests."""
+        try:
+            self._producer.poll(timeout_s)
+        except KafkaException as exception:
+            self._note(error_of(exception))
 
     def flush(self, timeout_s: float) -> int:
         """Wait until all is acknowledged, at most `timeout_s`; returns how many are not."""
-        return self._producer.flush(timeout_s)
+        try:
+            return self._producer.flush(timeout_s)
+        except KafkaException as exception:
+            self._note(error_of(exception))
+            return len(self._producer)
 
     def discard(self) -> None:
         """Give up what is queued or in flight; each gets its `delivered(error)`."""
         if len(self._producer):
             self._producer.purge()
-            self._producer.flush(1.0)
+            self.flush(1.0)
 
     def close(self) -> None:
         """Let go of the connections. What is not acknowledged by then is given up; flush first. Not in a callback."""
         self.discard()
         self._producer.close()
+
+    def _note(self, error: KafkaError) -> None:
+        self._notes.note(error)
+        if error.fatal():
+            self._fatal = error
 
     def _check_size(self, value: bytes | None, headers: Sequence[Header], key: bytes | None) -> int:
         size = message_bytes(key, value, list(headers))
@@ -191,15 +206,16 @@ class RequestWriter:
         return int(entries["max.message.bytes"].value)
 
     def _failure(self, error: KafkaError, size: int) -> PromptBusError:
+        if error.code() == FATAL and self._fatal is not None:
+            error = self._fatal  # what comes after it says no more than that there was one
         code = error.code()
         if code in TOO_LARGE:
             return MessageTooLarge(size, self._limit, self.topic)
         if code in UNKNOWN_TOPIC:
             return TopicMissing(self.topic, "KAFKA_REQUEST_TOPIC", self._settings.kafka_bootstrap)
-        if code in NOT_ALLOWED:
-            return NotAllowed(
-                f"Kafka does not allow this client to write to {self.topic!r}: {describe(error)}"
-            )
+        forbidden = refused(error, self._settings, Right("WRITE", "topic", self.topic))
+        if forbidden is not None:
+            return forbidden
         if error.fatal():
             return DeliveryFailed(f"the producer gave up for good: {describe(error)}; make a new client")
         return DeliveryFailed(f"Kafka did not acknowledge the request on {self.topic!r}: {describe(error)}")

@@ -16,7 +16,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public name
 )
 
 from promptbus.errors import ReplyTimeout
-from promptbus.kafka_errors import LOG, describe, error_of
+from promptbus.kafka_errors import LOG, describe, error_of, refused
+from promptbus.rights import Right
 from promptbus.settings import KafkaSettings
 
 ASK_S = 2.0  # longest time one question may take
@@ -61,7 +62,7 @@ class Silence:
                 try:
                     self._answer = self._ask()
                 except KafkaException as exception:
-                    self._answer = Reason(f"Kafka could not be asked why ({describe(error_of(exception))})")
+                    self._answer = Reason(f"Kafka could not be asked why ({self._problem(exception)})")
                 except FuturesTimeout:
                     self._answer = Reason(f"Kafka did not say why within {2 * ASK_S:g} s")
                 self._asked_at = time.monotonic()
@@ -94,6 +95,11 @@ class Silence:
             "do workers and client name the same KAFKA_REPLY_TOPIC?",
             members,
         )
+
+    def _problem(self, exception: KafkaException) -> str:
+        error = error_of(exception)
+        forbidden = refused(error, self._settings, Right("DESCRIBE", "group", self._group_id))
+        return describe(error) if forbidden is None else str(forbidden)
 
     def _waiting(self, admin: AdminClient, partitions: list[int]) -> int:
         places = [TopicPartition(self._topic, number) for number in partitions]

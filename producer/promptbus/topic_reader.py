@@ -12,6 +12,7 @@ from typing import TypeVar, cast
 
 from confluent_kafka import (
     Consumer,
+    KafkaError,
     KafkaException,
     Message,
     TopicPartition,
@@ -32,6 +33,7 @@ from promptbus.kafka_errors import (
     settings_refused,
 )
 from promptbus.messages import Headers
+from promptbus.rights import Right
 from promptbus.settings import ClientConfig, KafkaSettings
 
 MAX_RECORDS = 1_000  # per read
@@ -53,7 +55,7 @@ class TopicReader:
     ) -> None:
         """`tell_ends`: a partition's end is read like an error, _PARTITION_EOF."""
         self.topic = topic
-        self._bootstrap = settings.kafka_bootstrap
+        self._settings = settings
         self._notes = notes or ConnectionNotes()
         config: ClientConfig = {
             "client.id": "promptbus-client",
@@ -81,8 +83,8 @@ class TopicReader:
         except KafkaException as exception:
             raise settings_refused(exception) from None
 
-    def partitions(self, topic: str, variable: str, timeout_s: float) -> set[int]:
-        """The partitions of any topic (`variable` is the setting that names it).
+    def partitions(self, topic: str, variable: str, timeout_s: float, *, operation: str = "READ") -> set[int]:
+        """The partitions of any topic (`variable` is the setting that names it, `operation` what it is for).
 
         Raises KafkaUnavailable, TopicMissing, NotAllowed.
         """
@@ -94,10 +96,12 @@ class TopicReader:
                 return self._read_partitions(topic, until)
             except KafkaException as exception:
                 if error_of(exception).code() in UNKNOWN_TOPIC and time.monotonic() - started > TOPIC_GRACE_S:
-                    raise TopicMissing(topic, variable, self._bootstrap) from None
+                    raise TopicMissing(topic, variable, self._settings.kafka_bootstrap) from None
                 raise
 
-        return self._retrying(until, ask, timeout_s)
+        # to see a topic is a right of its own, which the one to use it includes
+        rights = Right("DESCRIBE", "topic", topic), Right(operation, "topic", topic)
+        return self._retrying(until, ask, timeout_s, rights)
 
     def offsets_at(self, partitions: Iterable[int], time_ms: int, timeout_s: float) -> dict[int, int]:
         """Where each partition goes on at a time (Unix ms, or OFFSET_BEGINNING or OFFSET_END): one call for all.
@@ -115,7 +119,7 @@ class TopicReader:
                     raise KafkaException(place.error)
             return {place.partition: place.offset for place in found}
 
-        return self._retrying(until, ask, timeout_s)
+        return self._retrying(until, ask, timeout_s, [Right("DESCRIBE", "topic", self.topic)])
 
     def read(self, timeout_s: float) -> list[Message]:
         """Records in hand, waiting at most `timeout_s` for the first. Errors are among them, never raised."""
@@ -123,7 +127,9 @@ class TopicReader:
         first = self._consumer.poll(timeout_s)
         if first is None:
             return []
-        return [first, *self._consumer.consume(MAX_RECORDS - 1, 0)]
+        # librdkafka looks for the coordinator of the group that it insists on; no right on groups is needed here
+        messages = [first, *self._consumer.consume(MAX_RECORDS - 1, 0)]
+        return [message for message in messages if not _about_the_group(message)]
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -136,7 +142,7 @@ class TopicReader:
             raise KafkaException(found.error)
         return set(found.partitions)
 
-    def _retrying(self, until: float, call: Callable[[], T], timeout_s: float) -> T:
+    def _retrying(self, until: float, call: Callable[[], T], timeout_s: float, rights: Iterable[Right]) -> T:
         attempts = Retrying(
             retry=retry_if_exception(_passes),
             wait=wait_fixed(0.05),
@@ -147,19 +153,26 @@ class TopicReader:
             return attempts(call)
         except KafkaException as exception:
             error = error_of(exception)
-            forbidden = refused(error, f"read {self.topic!r}")
+            forbidden = refused(error, self._settings, *rights)
             if forbidden is not None:
                 raise forbidden from None
             self._consumer.poll(0)  # brings the error callbacks that say why
             if error.code() in UNREACHABLE:
-                raise self._notes.unavailable(self._bootstrap, timeout_s) from None
-            raise PromptBusError(f"Kafka at {self._bootstrap} answered: {describe(error)}") from None
+                raise self._notes.unavailable(self._settings, timeout_s) from None
+            raise PromptBusError(
+                f"Kafka at {self._settings.kafka_bootstrap} answered: {describe(error)}"
+            ) from None
 
 
 def record_headers(message: Message) -> Headers | None:
     """A consumed record's headers."""
     # a consumed record has bytes or None; str is what a producer may be given
     return cast("Headers | None", message.headers())
+
+
+def _about_the_group(message: Message) -> bool:
+    error = message.error()
+    return error is not None and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED
 
 
 def _left(until: float) -> float:

@@ -106,7 +106,7 @@ MATRIX = {
     Api.LIST_OFFSETS: each_way(Api.LIST_OFFSETS, When.START, NOT_LEADER, (TOPIC_DENIED, None)),
     Api.METADATA: each_way(Api.METADATA, When.BY_ITSELF, LEADER_NOT_AVAILABLE, (TOPIC_DENIED, None)),
     Api.OFFSET_COMMIT: [
-        *each_way(Api.OFFSET_COMMIT, When.ANSWERS, COORDINATOR_LOADING, (GROUP_DENIED, "READ on the group")),
+        *each_way(Api.OFFSET_COMMIT, When.ANSWERS, COORDINATOR_LOADING, (GROUP_DENIED, "READ on group")),
         Case(
             Api.OFFSET_COMMIT, When.ANSWERS, (OFFSET_METADATA_TOO_LARGE,), refused="offset.metadata.max.bytes"
         ),
@@ -118,10 +118,10 @@ MATRIX = {
         Case(Api.OFFSET_FETCH, When.START, (GROUP_DENIED,)),
     ],
     Api.FIND_COORDINATOR: each_way(
-        Api.FIND_COORDINATOR, When.MOVED, COORDINATOR_NOT_AVAILABLE, (GROUP_DENIED, "READ on the group")
+        Api.FIND_COORDINATOR, When.MOVED, COORDINATOR_NOT_AVAILABLE, (GROUP_DENIED, "READ on group")
     ),
     Api.JOIN_GROUP: [
-        *each_way(Api.JOIN_GROUP, When.REJOIN, COORDINATOR_LOADING, (GROUP_DENIED, "READ on the group")),
+        *each_way(Api.JOIN_GROUP, When.REJOIN, COORDINATOR_LOADING, (GROUP_DENIED, "READ on group")),
         # No other request has a longer time-out: with the client's default of 300 s the member would be away for so long.
         Case(Api.JOIN_GROUP, When.REJOIN, (0,), late_ms=NEVER_MS),
     ],

@@ -9,6 +9,7 @@ import pytest
 
 from stack.kafka import Kafka
 from stack.triton import Triton
+from tests.integration.secured import Secured, secured_kafka
 from tests.integration.system import CLASSIC, CONSUMER, SHORT_SESSIONS, System, system
 
 
@@ -17,6 +18,13 @@ def shared_kafka() -> Iterator[Kafka]:
     """A broker that no test stops."""
     with Kafka(properties=SHORT_SESSIONS) as kafka:
         yield kafka
+
+
+@pytest.fixture(scope="session")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """A broker with TLS, logins and rules that no test stops."""
+    with secured_kafka(tmp_path_factory.mktemp("secured")) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

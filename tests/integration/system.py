@@ -180,6 +180,10 @@ class System:
         topics = [NewTopic(topic, partitions, config=dict(config or {}))]
         for future in self._admin.create_topics(topics).values():
             future.result(30)
+        # The controller has acknowledged; the broker learns of it a moment later.
+        eventually(
+            "the topic is there", lambda: self._admin.list_topics(topic, 30).topics[topic].error is None
+        )
 
     def environment(self, **more: str) -> dict[str, str]:
         """What a worker of this system is started with."""

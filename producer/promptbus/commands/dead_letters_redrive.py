@@ -35,7 +35,9 @@ def redrive(selection: Selection, arguments: argparse.Namespace) -> int:
     progress = Progress()
     try:
         spans = reader.spans(selection)
-        reader.partitions(target, "--to" if arguments.to else "KAFKA_REQUEST_TOPIC", CONNECT_S)
+        reader.partitions(
+            target, "--to" if arguments.to else "KAFKA_REQUEST_TOPIC", CONNECT_S, operation="WRITE"
+        )
         if not arguments.dry_run:
             writer = RequestWriter(settings, target, linger_ms=LINGER_MS, delivery_timeout_s=DELIVERY_S)
             writer.open(CONNECT_S)

@@ -106,7 +106,7 @@ def send(lines: Iterator[RequestLine], name: str, skipped: Skipped) -> int:
     topic = settings.kafka_request_topic
     check = TopicReader(settings, topic)
     try:
-        check.partitions(topic, "KAFKA_REQUEST_TOPIC", 5.0)
+        check.partitions(topic, "KAFKA_REQUEST_TOPIC", 5.0, operation="WRITE")
     finally:
         check.close()
     writer = RequestWriter(settings, topic, linger_ms=LINGER_MS, delivery_timeout_s=30.0)

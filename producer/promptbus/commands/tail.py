@@ -63,6 +63,7 @@ def follow(*, from_beginning: bool, count: int | None, as_json: bool) -> None:
     """Print replies until `count` were printed, if it is given."""
     from promptbus.kafka_errors import describe, refused
     from promptbus.reply_reader import ReplyReader
+    from promptbus.rights import Right
     from promptbus.settings import KafkaSettings, load
 
     settings = load(KafkaSettings)
@@ -77,7 +78,7 @@ def follow(*, from_beginning: bool, count: int | None, as_json: bool) -> None:
             for message in reader.read(READ_S):
                 error = message.error()
                 if error is not None:
-                    forbidden = refused(error, f"read {settings.kafka_reply_topic!r}")
+                    forbidden = refused(error, settings, Right("READ", "topic", settings.kafka_reply_topic))
                     if forbidden is not None:
                         raise forbidden
                     say(describe(error))

@@ -42,6 +42,7 @@ from promptbus.errors import (
 )
 from promptbus.messages import ErrorCode, Headers, dead_letter_headers, fit_dead_letter
 from promptbus.redrive import Pace, Redrive
+from promptbus.settings import KafkaSettings
 from tests.unit.cli.commands import promptbus
 from tests.unit.client.place import environment_for, settings_for
 
@@ -553,13 +554,13 @@ def test_purge_refuses_what_kafka_cannot_delete(selected: Selection, says: str |
     ("code", "kind", "says"),
     [
         (KafkaError.POLICY_VIOLATION, PromptBusError, "cleanup.policy must contain `delete`"),
-        (KafkaError.TOPIC_AUTHORIZATION_FAILED, NotAllowed, "needs the right DELETE on that topic"),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, NotAllowed, "lacks the right DELETE on topic 'dead'"),
         (KafkaError._TIMED_OUT, KafkaUnavailable, "no Kafka broker at b:1 did it"),
         (KafkaError.OFFSET_OUT_OF_RANGE, PromptBusError, "OFFSET_OUT_OF_RANGE"),
     ],
 )
 def test_why_kafka_deletes_nothing_is_a_sentence(code: int, kind: type[Exception], says: str) -> None:
-    error = why_not(KafkaError(code), "dead", "b:1")
+    error = why_not(KafkaError(code), "dead", KafkaSettings(_env_file=None, KAFKA_BOOTSTRAP="b:1"))
     assert type(error) is kind
     assert says in str(error)
 

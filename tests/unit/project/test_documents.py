@@ -21,6 +21,7 @@ DOCUMENTS = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "bench/README.md",
+    "SECURITY.md",
     "docs/capacity.md",
     "docs/chaos.md",
     "docs/dashboards.md",
@@ -28,6 +29,7 @@ DOCUMENTS = [
     "docs/load.md",
     "docs/metrics.md",
     "docs/traces.md",
+    "docs/threat-model.md",
     "docs/runbook.md",
     "models/README.md",
 ]
@@ -96,11 +98,25 @@ def fault_rows() -> list[list[str]]:
 def test_every_fault_names_tests_that_exist() -> None:
     assert fault_rows()
     for fault, *_, tests in fault_rows():
-        named = re.findall(r"`([\w/]+\.py)::(\w+)`", tests)
-        assert named, f"no test for {fault!r}"
-        for file, name in named:
-            text = (PROJECT / "tests" / file).read_text()
-            assert re.search(rf"^(?:async )?def {name}\(", text, re.MULTILINE), f"{file} has no {name}"
+        assert_tests_exist(fault, tests)
+
+
+def assert_tests_exist(what: str, tests: str) -> None:
+    """`tests`: a table's cell."""
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", tests)
+    assert named, f"no test for {what!r}"
+    for file, name in named:
+        text = (PROJECT / "tests" / file).read_text()
+        assert re.search(rf"^(?:async )?def {name}\(", text, re.MULTILINE), f"{file} has no {name}"
+
+
+def test_every_claim_about_security_names_tests_that_exist() -> None:
+    _, _, claims = (PROJECT / "docs" / "threat-model.md").read_text().partition("## What is claimed")
+    claims, _, _ = claims.partition("\n## ")
+    rows = [line.strip("| ").split(" | ") for line in claims.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 15
+    for claim, _, tests in rows:
+        assert_tests_exist(claim, tests)
 
 
 def test_every_fault_of_a_chaos_run_has_its_row() -> None:

@@ -337,5 +337,6 @@ async def test_https_speaks_tls_and_nothing_else(spec: ModelSpec) -> None:
         client = TritonClient(f"https://127.0.0.1:{port}")
         error = await failed(client, spec, inputs("hello"))
         await client.close()
-    assert error.failure is CallFailure.REFUSED
+    assert error.failure is CallFailure.FORBIDDEN
+    assert "write http:// in TRITON_URL" in error.detail
     assert (await heard)[:2] == b"\x16\x03", "the first bytes of a TLS handshake"

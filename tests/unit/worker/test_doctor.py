@@ -12,9 +12,11 @@ from dataclasses import replace
 
 import pytest
 
+from promptbus.listener import Address, addresses_of
+from promptbus.rights import Right
 from promptbus_worker import doctor
 from promptbus_worker.doctor_kafka import KafkaCheckup
-from promptbus_worker.doctor_net import Address, addresses_of, unreachable
+from promptbus_worker.doctor_net import unreachable
 from promptbus_worker.preflight import (
     Finding,
     Level,
@@ -121,10 +123,14 @@ def test_sizes_are_compared_with_the_largest_request() -> None:
 
 
 def test_a_missing_right_fails_and_an_unknown_one_does_not() -> None:
-    assert judge_rights("topic t", "READ", frozenset({"READ"}), "") == []
-    assert judge_rights("topic t", "READ", None, "") == []
-    (finding,) = judge_rights("topic t", "READ", frozenset({"DESCRIBE"}), "--operation Read --topic t")
-    assert finding.line().startswith("FAIL  no right to READ on topic t — kafka-acls --add")
+    right, ours = Right("READ", "topic", "t"), settings(KAFKA_BOOTSTRAP="k:9092")
+    assert judge_rights(right, frozenset({"READ"}), ours) == []
+    assert judge_rights(right, None, ours) == []
+    (finding,) = judge_rights(right, frozenset({"DESCRIBE"}), ours)
+    assert finding.line() == (
+        "FAIL  no right to READ on topic t — kafka-acls --bootstrap-server k:9092 --add "
+        "--allow-principal User:ANONYMOUS --operation Read --topic t"
+    )
 
 
 @pytest.mark.parametrize(

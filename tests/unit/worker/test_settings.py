@@ -92,6 +92,10 @@ def test_settings_cannot_be_changed_afterwards() -> None:
         settings.triton_url = "elsewhere:1"
 
 
+def test_metrics_are_for_this_machine_alone_by_default() -> None:
+    assert only_environment().metrics_host == "127.0.0.1"
+
+
 # -- contradictions
 
 

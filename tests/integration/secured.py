@@ -1,0 +1,147 @@
+"""A real broker that asks for a login and has rules (ACLs), and what a test does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from confluent_kafka import Producer
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported, not by its __all__
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    NewTopic,
+    ResourcePatternType,
+    ResourceType,
+)
+
+from promptbus.rights import Right
+from stack.kafka import Kafka
+from stack.security import Security
+from tests.integration.certificates import Certificates
+from tests.integration.system import System, eventually
+
+PASSWORDS = {
+    "worker": "worker-password-7c1f",
+    "client": "client-password-93ab",
+    "nobody": "nobody-password-55d0",
+}
+
+
+class Secured:
+    """`kafka.bootstrap` is its administrators' door; users come through `environment`."""
+
+    def __init__(self, kafka: Kafka, certificates: Certificates) -> None:
+        self.kafka = kafka
+        self.certificates = certificates
+        self.admin = AdminClient({"bootstrap.servers": kafka.bootstrap, "log_level": 0})
+
+    def environment(
+        self, user: str, *, listener: str = "SASL_SSL", mechanism: str = "SCRAM-SHA-512", **more: str
+    ) -> dict[str, str]:
+        """The variables of a program that comes as `user`."""
+        return {
+            "KAFKA_BOOTSTRAP": self.kafka.address(listener),
+            "KAFKA_SECURITY_PROTOCOL": listener,
+            "KAFKA_SASL_MECHANISM": mechanism,
+            "KAFKA_SASL_USERNAME": user,
+            "KAFKA_SASL_PASSWORD": PASSWORDS.get(user, ""),
+            "KAFKA_SSL_CA_LOCATION": str(self.certificates.ca),
+            **more,
+        }
+
+    def certified(self) -> dict[str, str]:
+        """The variables of a program that comes with the certificate of the user `certified`."""
+        return {
+            "KAFKA_BOOTSTRAP": self.kafka.address("SSL"),
+            "KAFKA_SECURITY_PROTOCOL": "SSL",
+            "KAFKA_SSL_CA_LOCATION": str(self.certificates.ca),
+            "KAFKA_SSL_CERTIFICATE_LOCATION": str(self.certificates.client),
+            "KAFKA_SSL_KEY_LOCATION": str(self.certificates.client_key),
+        }
+
+    def create(self, topic: str) -> None:
+        """With one partition."""
+        self.admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(20)
+
+    def put(self, topic: str, value: bytes) -> None:
+        """One record."""
+        producer = Producer({"bootstrap.servers": self.kafka.bootstrap})
+        producer.produce(topic, value)
+        assert producer.flush(20) == 0
+
+    def allow(self, user: str, *rights: Right, permission: str = "ALLOW") -> None:
+        """From now on."""
+        bindings = [self._binding(user, right, permission) for right in rights]
+        for future in self.admin.create_acls(bindings).values():
+            future.result(20)
+        eventually("the broker knows the rules", lambda: all(map(self._known, bindings)))
+
+    def take_away(self, user: str, *rights: Right, permission: str = "ALLOW") -> None:
+        """From now on."""
+        bindings = [self._binding(user, right, permission) for right in rights]
+        filters = [
+            AclBindingFilter(
+                b.restype,
+                b.name,
+                b.resource_pattern_type,
+                b.principal,
+                b.host,
+                b.operation,
+                b.permission_type,
+            )
+            for b in bindings
+        ]
+        for future in self.admin.delete_acls(filters).values():
+            assert future.result(20), "there was such a rule"
+        eventually("the broker has forgotten the rules", lambda: not any(map(self._known, bindings)))
+
+    def _known(self, binding: AclBinding) -> bool:
+        wanted = AclBindingFilter(
+            binding.restype,
+            binding.name,
+            binding.resource_pattern_type,
+            binding.principal,
+            binding.host,
+            binding.operation,
+            binding.permission_type,
+        )
+        return bool(self.admin.describe_acls(wanted).result(20))
+
+    def _binding(self, user: str, right: Right, permission: str) -> AclBinding:
+        return AclBinding(
+            ResourceType[right.kind.upper()],
+            right.name,
+            ResourcePatternType.LITERAL,
+            f"User:{user}",
+            "*",
+            AclOperation[right.operation],
+            AclPermissionType[permission],
+        )
+
+
+@contextmanager
+def secured_kafka(folder: Path) -> Iterator[Secured]:
+    """A broker with TLS, SASL and rules, that ends with the block."""
+    certificates = Certificates(folder)
+    security = Security(certificates.server, certificates.ca, PASSWORDS, {"EXPIRED": certificates.expired})
+    with Kafka(security=security) as kafka:
+        yield Secured(kafka, certificates)
+
+
+def rights_of_a_worker(whole: System) -> list[Right]:
+    """All that one needs, and no more."""
+    return [
+        Right("READ", "topic", whole.requests),
+        Right("READ", "group", whole.group),
+        Right("WRITE", "topic", whole.replies),
+        Right("WRITE", "topic", whole.dead),
+    ]
+
+
+def rights_of_a_client(whole: System) -> list[Right]:
+    """All that one needs, and no more."""
+    return [Right("WRITE", "topic", whole.requests), Right("READ", "topic", whole.replies)]
