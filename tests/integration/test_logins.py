@@ -186,7 +186,7 @@ def client_says(settings: KafkaSettings) -> str:
         with pytest.raises(KafkaUnavailable) as refusal:
             partitions_of("t", settings, within_s)
         said = str(refusal.value)
-        if "no Kafka broker answered" not in said:
+        if "no Kafka broker answered" not in said and "refused the connection:" not in said:
             break
     return said
 
@@ -199,9 +199,14 @@ def worker_says(settings: Settings) -> str:
         finally:
             await triton.close()
 
-    with pytest.raises(Refused) as refusal:
-        asyncio.run(start())
-    return str(refusal.value)
+    said = ""
+    for _ in range(4):  # while the machine is busy, a listener may not say in time what is wrong
+        with pytest.raises(Refused) as refusal:
+            asyncio.run(start())
+        said = str(refusal.value)
+        if "refused the connection:" not in said:
+            break
+    return said
 
 
 def doctor_says(settings: Settings) -> str:
@@ -209,7 +214,7 @@ def doctor_says(settings: Settings) -> str:
     for _ in range(4):
         (finding,) = KafkaCheckup(settings).findings()
         said = finding.line()
-        if "does not answer" not in said:
+        if "does not answer" not in said and "refused the connection:" not in said:
             break
     return said
 
