@@ -5,6 +5,9 @@ the epoch of its partition is over; after an abort it goes into the next one. It
 waits here is bounded. An outcome whose offset the commit's metadata cannot name any more is held back until it can, for
 the next owner would answer it again (DESIGN rule 2).
 
+What a slow broker does not take within a transaction's time would not be taken in the next one either. So after a
+time-out a transaction has half as many outcomes as the one before, and after a commit twice as many.
+
 Transactions run between polls and, before partitions go, in the callback; so no rebalance happens within one. Offsets
 travel with the group's metadata, so that the brokers refuse those of a process that stood still while its partitions
 were given away. A process that is no member any more has metadata that no broker checks; it commits nothing.
@@ -15,6 +18,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from confluent_kafka import Consumer, TopicPartition
@@ -24,7 +28,7 @@ from promptbus_worker.kafka_outcomes import CommitAction, commit_verdict
 from promptbus_worker.ledger import Ledger, Ownership, Plan
 from promptbus_worker.record import Pending
 from promptbus_worker.reply_records import Outgoing
-from promptbus_worker.transactions import Ended, Result, Transactions
+from promptbus_worker.transactions import TIMED_OUT, Ended, Result, Transactions
 
 if TYPE_CHECKING:
     from promptbus_worker.metrics import Metrics
@@ -80,6 +84,7 @@ class TransactionalCommits:
         self._may_wait = may_wait
         self._clock = clock
         self._outcomes: dict[Pending, list[Outgoing]] = {}
+        self._most: int | None = None  # outcomes in a transaction; None: all there are
         self._due_at = float("-inf")
 
     def take(self, records: Sequence[Outgoing]) -> None:
@@ -154,7 +159,7 @@ class TransactionalCommits:
             case Ended.COMMITTED:
                 self._committed(plans, requests, records)
             case Ended.ABORTED:
-                self._aborted(result)
+                self._aborted(result, len(requests))
             case Ended.UNKNOWN:
                 self._read_anew(consumer)
         self._due_at = self._clock() + (EVERY_S if result.ended is Ended.COMMITTED else AFTER_ABORT_S)
@@ -162,10 +167,13 @@ class TransactionalCommits:
 
     def _offsets(self, ownerships: Sequence[Ownership] | None) -> Mapping[Ownership, Sequence[int]]:
         offsets: dict[Ownership, list[int]] = {}
-        for request in self._outcomes:
-            record = request.record
-            if ownerships is None or record.ownership in ownerships:
-                offsets.setdefault(record.ownership, []).append(record.offset)
+        mine = (
+            request.record
+            for request in self._outcomes
+            if ownerships is None or request.record.ownership in ownerships
+        )
+        for record in islice(mine, self._most):
+            offsets.setdefault(record.ownership, []).append(record.offset)
         return offsets
 
     def _committed(self, plans: Sequence[Plan], requests: Sequence[Pending], records: list[Outgoing]) -> None:
@@ -173,10 +181,14 @@ class TransactionalCommits:
             self._ledger.committed(plan)
         for request in requests:
             del self._outcomes[request]
+        if self._most is not None:
+            self._most = self._most * 2 if self._outcomes else None
         if records:
             self._loop.written(records)
 
-    def _aborted(self, result: Result) -> None:
+    def _aborted(self, result: Result, outcomes: int) -> None:
+        if result.error == TIMED_OUT:
+            self._most = max(1, outcomes // 2)
         log.info(
             "a transaction was aborted; its outcomes go into the next one", extra={"error": result.error}
         )

@@ -47,6 +47,8 @@ SLICE_S = 1.0
 PAUSE_S = 0.05
 TO_WRITE = 0.7
 """The share of its time that a transaction may take until its commit."""
+TIMED_OUT = "_TIMED_OUT"
+"""The error's name of a transaction that did not get to its commit in time."""
 INIT_S = 1.0
 ABORT_S = 3.0
 
@@ -170,7 +172,7 @@ class Transactions:
                 to_write,
             )
         except _OutOfTime:
-            return self._abort(producer, "_TIMED_OUT")
+            return self._abort(producer, TIMED_OUT)
         except _Spoilt as spoilt:
             return self._abort(producer, str(spoilt))
         except KafkaException as failure:

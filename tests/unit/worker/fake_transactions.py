@@ -54,6 +54,8 @@ class FakeBrokers:
         self.refuse: Callable[[str, bytes], str | None] = lambda topic, value: None
         """The name of the error with which a record is refused."""
         self.queue_size = 1000
+        self.record_s = 0.0
+        """How long it takes to write one record."""
 
     def transactions(self, clock: FakeClock, on_stop: Callable[[str, bool], None]) -> Transactions:
         """As a worker process makes them."""
@@ -147,8 +149,9 @@ class FakeProducer:
         self._queue.append((topic, value or b"", on_delivery))
 
     def poll(self, timeout: float) -> int:
-        self._clock.now += timeout
-        return self._deliver() if self._state == "open" else 0
+        if not self._brokers.record_s:
+            self._clock.now += timeout
+        return self._deliver(timeout) if self._state == "open" else 0
 
     def flush(self, timeout: float) -> int:
         self.calls.append("flush")
@@ -158,11 +161,14 @@ class FakeProducer:
             if not fault.done:
                 self._clock.now += timeout
                 return len(self._queue)
-        self._deliver()
-        return 0
+        self._deliver(timeout)
+        return len(self._queue)
 
-    def _deliver(self) -> int:
-        queue, self._queue = self._queue, []
+    def _deliver(self, timeout: float) -> int:
+        takes = self._brokers.record_s
+        count = min(len(self._queue), int(timeout / takes)) if takes else len(self._queue)
+        queue, self._queue = self._queue[:count], self._queue[count:]
+        self._clock.now += timeout if takes and self._queue else count * takes
         for topic, value, report in queue:
             name = self._brokers.refuse(topic, value)
             if name is None and self._epoch == self._brokers.epoch:
