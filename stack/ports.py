@@ -54,11 +54,19 @@ def holder(port: int) -> str:
         return ""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if any(str(fd.readlink()) in inodes for fd in (process / "fd").iterdir()):
+            if any(_target(fd) in inodes for fd in (process / "fd").iterdir()):
                 return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
         except OSError:
             continue
     return ""
+
+
+def _target(fd: Path) -> str:
+    """What a file descriptor is; empty if it was closed meanwhile, which says nothing about the others."""
+    try:
+        return str(fd.readlink())
+    except OSError:
+        return ""
 
 
 def require_free(port: int, what: str) -> None:

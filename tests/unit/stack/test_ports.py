@@ -2,6 +2,7 @@ import os
 import re
 import socket
 import sys
+import threading
 
 import pytest
 
@@ -27,6 +28,32 @@ def test_a_taken_port_is_told_with_its_holder() -> None:
         if sys.platform == "linux":
             assert re.search(rf"\(pid {os.getpid()}\)", holder(port))
             assert f"(pid {os.getpid()})" in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it cannot be known there")
+def test_a_holder_that_opens_and_closes_files_meanwhile_is_found() -> None:
+    end = threading.Event()
+
+    def busy() -> None:
+        while not end.is_set():
+            for fd in [os.dup(0) for _ in range(50)]:
+                os.close(fd)
+
+    thread = threading.Thread(target=busy)
+    lower = [os.dup(0) for _ in range(50)]  # they are looked at before the listener's
+    with socket.socket() as listener:
+        for fd in lower:
+            os.close(fd)
+        listener.bind((HOST, 0))
+        listener.listen()
+        thread.start()
+        try:
+            found = {holder(listener.getsockname()[1]) for _ in range(30)}
+        finally:
+            end.set()
+            thread.join()
+    assert len(found) == 1
+    assert f"(pid {os.getpid()})" in found.pop()
 
 
 def test_nobody_holds_a_free_port() -> None:
