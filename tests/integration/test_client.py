@@ -255,7 +255,7 @@ def test_a_request_topic_that_may_not_be_written_is_named(place: KafkaSettings, 
     with (
         _rule(admin, rule, _anybody(place.kafka_request_topic, AclOperation.DESCRIBE)),
         PromptClient(settings=place) as client,
-        pytest.raises(NotAllowed, match=f"write to '{place.kafka_request_topic}'"),
+        pytest.raises(NotAllowed, match=f"lacks the right WRITE on topic '{place.kafka_request_topic}'"),
     ):
         client.ask("x")
 
