@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from promptbus.messages import ErrorCode
 from promptbus_worker.admission import Admission
 from promptbus_worker.batcher import Batch, Batcher, ClosedBy
+from promptbus_worker.blame import Blame
 from promptbus_worker.calls import Calls
 from promptbus_worker.deadline import Clock
 from promptbus_worker.expiry import Expiry
@@ -126,16 +127,25 @@ class Dispatcher:
             tracing=tracing,
             clock=clock,
         )
-        self._runner = Runner(
-            calls=self._calls,
+        blame = Blame(
             breakers=gates.breakers,
             limiters=limiters,
-            in_flight_file=in_flight_file,
             freeze=self.freeze,
             replies=replies,
             traffic=self,
             metrics=metrics,
             timeout_s=timeout_s,
+            clock=clock,
+        )
+        self._runner = Runner(
+            calls=self._calls,
+            blame=blame,
+            breakers=gates.breakers,
+            limiters=limiters,
+            in_flight_file=in_flight_file,
+            replies=replies,
+            traffic=self,
+            metrics=metrics,
             clock=clock,
         )
         self._leaving: set[Ownership] = set()

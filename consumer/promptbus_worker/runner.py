@@ -18,7 +18,6 @@ from promptbus_worker.blame import Traffic as BlameTraffic
 from promptbus_worker.breaker import Breaker
 from promptbus_worker.calls import Call, Calls
 from promptbus_worker.deadline import Clock
-from promptbus_worker.freeze import FreezeGuard
 from promptbus_worker.in_flight_file import InFlightFile
 from promptbus_worker.limiter import Limiter
 from promptbus_worker.model import BadRow, Row
@@ -56,18 +55,17 @@ class Runner:
         self,
         *,
         calls: Calls,
+        blame: Blame,
         breakers: Mapping[str, Breaker],
         limiters: Mapping[str, Limiter],
         in_flight_file: InFlightFile,
-        freeze: FreezeGuard,
         replies: Replies,
         traffic: Traffic,
         metrics: Metrics,
-        timeout_s: float,
         clock: Clock,
     ) -> None:
-        """`timeout_s`: the longest a call may take."""
         self._calls = calls
+        self._blame = blame
         self._breakers = breakers
         self._limiters = limiters
         self._in_flight_file = in_flight_file
@@ -75,16 +73,6 @@ class Runner:
         self._traffic = traffic
         self._metrics = metrics
         self._clock = clock
-        self._blame = Blame(
-            breakers=breakers,
-            limiters=limiters,
-            freeze=freeze,
-            replies=replies,
-            traffic=traffic,
-            metrics=metrics,
-            timeout_s=timeout_s,
-            clock=clock,
-        )
 
     async def run(self, batch: Batch) -> None:
         """Never raises but when cancelled; a defect of ours is answered `internal`."""
