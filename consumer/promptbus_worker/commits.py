@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from promptbus.rights import Right
 from promptbus_worker.deadline import Clock, Deadline
-from promptbus_worker.kafka_outcomes import CommitAction, commit_verdict, needs_operator, stop_sentence
+from promptbus_worker.kafka_outcomes import (
+    CommitAction,
+    commit_verdict,
+    needs_operator,
+    right_to_read,
+    stop_sentence,
+)
 from promptbus_worker.ledger import Commit, Ledger, Ownership
 
 if TYPE_CHECKING:
@@ -40,10 +45,10 @@ class Commits:
         on_stop: Callable[[str, bool], None],
         may_wait: Callable[[float], None],
         clock: Clock,
-        group: str = "",
+        group: str,
     ) -> None:
         """`on_stop` hears why the worker cannot go on, and whether a restart may mend it; `may_wait`, for how many
-        seconds the thread may stand still."""
+        seconds the thread may stand still. `group` is named to who has to grant a right on it."""
         self._ledger = ledger
         self._metrics = metrics
         self._on_stop = on_stop
@@ -147,8 +152,7 @@ class Commits:
                 continue
             self._metrics.commits_total["lost" if action is CommitAction.LOST else "error"].inc()
             if action is CommitAction.STOP:
-                on_group = error.name() == "GROUP_AUTHORIZATION_FAILED"
-                right = Right("READ", "group", self._group) if on_group else Right("READ", "topic", topic)
+                right = right_to_read(error.name(), topic, self._group)
                 self._on_stop(
                     stop_sentence(error.name(), error.str(), right), not needs_operator(error.name())
                 )

@@ -22,10 +22,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from promptbus.rights import Right
 from promptbus_worker.commits import Commits
 from promptbus_worker.deadline import Clock, Deadline
-from promptbus_worker.kafka_outcomes import ConsumerAction, consumer_verdict, needs_operator, stop_sentence
+from promptbus_worker.kafka_outcomes import (
+    ConsumerAction,
+    consumer_verdict,
+    needs_operator,
+    right_to_read,
+    stop_sentence,
+)
 from promptbus_worker.lag_report import LagReport
 from promptbus_worker.ledger import Ledger, Ownership
 from promptbus_worker.pausing import Pausing
@@ -247,9 +252,7 @@ class Intake:
         name = error.name()
         match consumer_verdict(name, fatal=error.fatal(), retriable=error.retriable()):
             case ConsumerAction.STOP:
-                right = Right("READ", "topic", self._topic)
-                if name == "GROUP_AUTHORIZATION_FAILED":
-                    right = Right("READ", "group", self._group)
+                right = right_to_read(name, self._topic, self._group)
                 self._stop(stop_sentence(name, error.str(), right), restart=not needs_operator(name))
             case ConsumerAction.LOST:
                 log.warning("the group went on without this worker", extra={"error": name})

@@ -246,6 +246,15 @@ def transaction_verdict(*, fatal: bool, requires_abort: bool, retriable: bool) -
     return TransactionAction.RESUME if retriable else TransactionAction.STOP
 
 
+def right_to_read(name: str, topic: str, group: str) -> Right:
+    """The one that a consumer or a commit needed, by the name of the error that it met."""
+    return (
+        Right("READ", "group", group)
+        if name == "GROUP_AUTHORIZATION_FAILED"
+        else Right("READ", "topic", topic)
+    )
+
+
 def stop_sentence(name: str, text: str, right: Right | None = None) -> str:
     """What to tell the operator when a Kafka error stops the worker; `text` is `KafkaError.str()`.
 
