@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 
 from promptbus.listener import Address
-from promptbus.tls import https_problem, speaks_tls
+from promptbus.tls import http_problem, https_problem
 from promptbus_worker.deadline import Deadline
 from promptbus_worker.doctor_net import unreachable
 from promptbus_worker.model import BadRow, ModelSpec, TensorValue
@@ -67,8 +67,8 @@ class TritonCheckup:
                 except (aiohttp.ClientError, TimeoutError, OSError) as error:
                     where = _address(address)
                     problem = https_problem(error, where.host)
-                    if not tls and await asyncio.to_thread(speaks_tls, where.host, where.port):
-                        problem = "speaks TLS: write https:// in TRITON_URL"
+                    if not tls:
+                        problem = await asyncio.to_thread(http_problem, where.host, where.port) or problem
                     if problem is not None:
                         yield fail(f"Triton {url} {problem}", "")
                         return

@@ -9,12 +9,11 @@ and `transport="tritonclient"` brings everything back to it.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from types import MappingProxyType
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
-from promptbus.tls import speaks_tls
+from promptbus.tls import http_problem
 from promptbus_worker.binary_infer import RESERVED_HEADERS, BinaryCalls
 from promptbus_worker.http_protocol import Pool
 from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec, TensorValue
@@ -170,11 +169,10 @@ class TritonClient:
         host, port = self._address.hostname, self._address.port
         if self._tls or failed.failure not in (CallFailure.CONNECTION, CallFailure.BAD_REQUEST):
             return None
-        with suppress(OSError):
-            if await asyncio.to_thread(speaks_tls, host or "", port or 0):
-                problem = "speaks TLS: write https:// in TRITON_URL"
-                return CallError(CallFailure.FORBIDDEN, f"Triton at {self._address.netloc} {problem}")
-        return None
+        problem = await asyncio.to_thread(http_problem, host or "", port or 0)
+        if problem is None:
+            return None
+        return CallError(CallFailure.FORBIDDEN, f"Triton at {self._address.netloc} {problem}")
 
     async def _accepts_connections(self) -> bool:
         try:

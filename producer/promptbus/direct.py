@@ -6,7 +6,6 @@ Triton's HTTP v2 JSON form (KServe's "predict protocol, version 2"), with the st
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
@@ -126,16 +125,11 @@ def _call(settings: TritonSettings, path: str, timeout_s: float, body: bytes | N
 
 def _tls_problem(error: Exception, url: str) -> str | None:
     # only now: an answer comes without Python's ssl
-    from promptbus.tls import https_problem, speaks_tls
+    from promptbus.tls import http_problem, https_problem
 
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if parts.scheme == "https":
-        return https_problem(error, host)
-    with suppress(OSError, ValueError):
-        if speaks_tls(host, parts.port or 80):
-            return "speaks TLS: write https:// in TRITON_URL"
-    return None
+    return https_problem(error, host) if parts.scheme == "https" else http_problem(host, parts.port or 80)
 
 
 def _detail(body: bytes) -> str:

@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 
 CONNECT_S = 5.0
 PROBE_S = 2.0
@@ -44,8 +45,16 @@ def https_problem(error: BaseException, host: str) -> str | None:
     return None
 
 
-def speaks_tls(host: str, port: int) -> bool:
-    """Whether a server answers a TLS greeting. Blocks for some seconds at most; raises OSError if none is there."""
+def http_problem(host: str, port: int) -> str | None:
+    """Why plain HTTP to Triton failed, if that is because the port speaks TLS. Blocks for some seconds at most."""
+    with suppress(OSError, ValueError):  # nobody is there
+        if _speaks_tls(host, port):
+            return "speaks TLS: write https:// in TRITON_URL"
+    return None
+
+
+def _speaks_tls(host: str, port: int) -> bool:
+    """Whether a server answers a TLS greeting. Raises OSError if none is there."""
     with socket.create_connection((host, port), timeout=PROBE_S) as connection:
         try:
             with unverified().wrap_socket(connection, server_hostname=host):
