@@ -8,17 +8,13 @@ from __future__ import annotations
 import argparse
 
 from promptbus.commands.outcome import USAGE
-from promptbus.commands.worker_extra import missing_extra, show_settings
+from promptbus.commands.worker_extra import add_show_settings, missing_extra, show_settings
 
 SUMMARY = "check what the workers need (settings: environment)"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--show-settings",
-        action="store_true",
-        help="print the settings as they are now, secrets masked, and end",
-    )
+    add_show_settings(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

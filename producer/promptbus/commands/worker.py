@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from promptbus.commands.outcome import USAGE
-from promptbus.commands.worker_extra import missing_extra, print_settings, show_settings
+from promptbus.commands.worker_extra import add_show_settings, missing_extra, print_settings, show_settings
 
 SUMMARY = "run the workers (settings: environment)"
 
@@ -20,11 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--settings", action="store_true", help="list the settings and their defaults, and end"
     )
-    parser.add_argument(
-        "--show-settings",
-        action="store_true",
-        help="print the settings as they are now, secrets masked, and end",
-    )
+    add_show_settings(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import textwrap
 from importlib.util import find_spec
 
@@ -25,6 +26,15 @@ def missing_extra(command: str) -> bool:
     if missing:
         say(f"`promptbus {command}` needs {', '.join(missing)}: pip install 'promptbus[worker]'")
     return bool(missing)
+
+
+def add_show_settings(parser: argparse.ArgumentParser) -> None:
+    """`--show-settings`, for which `show_settings` is the answer."""
+    parser.add_argument(
+        "--show-settings",
+        action="store_true",
+        help="print the settings as they are now, secrets masked, and end",
+    )
 
 
 def show_settings() -> int:
