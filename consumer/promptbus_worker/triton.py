@@ -64,7 +64,7 @@ def split_url(url: str) -> tuple[str, bool]:
     return f"{name}:{port}{parts.path.rstrip('/')}", parts.scheme == "https"
 
 
-class Calls(Protocol):
+class TritonCalls(Protocol):
     """One way to make calls. Its methods raise CallError, or TimeoutError when time ran out."""
 
     async def describe(self, model: str, version: str) -> tuple[ModelMetadata, ModelConfig]: ...
@@ -106,7 +106,7 @@ class TritonClient:
             host, port = self._address.hostname, self._address.port
             assert host is not None
             assert port is not None
-            self._calls: Calls = BinaryCalls(Pool(host, port, size=max_connections), address, sent)
+            self._calls: TritonCalls = BinaryCalls(Pool(host, port, size=max_connections), address, sent)
         else:
             from promptbus_worker.tritonclient_calls import TritonclientCalls
 
