@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
+from promptbus.settings import NO_CREDENTIALS
 from promptbus.tls import http_problem
 from promptbus_worker.binary_infer import RESERVED_HEADERS, BinaryCalls
 from promptbus_worker.http_protocol import Pool
@@ -51,9 +52,7 @@ def split_url(url: str) -> tuple[str, bool]:
     if parts.scheme not in ("", "http", "https"):
         raise ValueError(f"TRITON_URL {url!r} has to be host:port, http://... or https://...")
     if parts.username is not None or parts.password is not None:
-        raise ValueError(
-            "TRITON_URL must not hold credentials. Set TRITON_API_KEY or TRITON_HEADERS__<NAME>."
-        )
+        raise ValueError(NO_CREDENTIALS)
     if parts.query or parts.fragment:
         raise ValueError(f"TRITON_URL {url!r} must not hold a query or a fragment.")
     if not host or (port is None and not parts.scheme):

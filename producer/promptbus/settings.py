@@ -36,6 +36,7 @@ REFUSED_OVERRIDES = frozenset(
 ClientConfig = dict[str, str | int | float | bool]
 
 
+NO_CREDENTIALS = "TRITON_URL must not hold credentials. Set TRITON_API_KEY or TRITON_HEADERS__<NAME>."
 _FROM_ENVIRONMENT = SettingsConfigDict(
     env_file=".env",
     env_nested_delimiter="__",
@@ -187,9 +188,7 @@ class TritonSettings(BaseSettings):
     @classmethod
     def _no_credentials(cls, value: str) -> str:
         if "@" in value:
-            raise ValueError(
-                "TRITON_URL must not hold credentials. Set TRITON_API_KEY or TRITON_HEADERS__<NAME>."
-            )
+            raise ValueError(NO_CREDENTIALS)
         return value
 
     @field_validator("triton_model")
