@@ -10,6 +10,9 @@ from stack.ports import HOST
 
 PROTOCOLS = ("SSL", "SASL_SSL", "SASL_PLAINTEXT")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+AUTHORIZER = {"authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer"}
+OPEN_UNTIL_RULED = AUTHORIZER | {"allow.everyone.if.no.acl.found": "true"}
+"""Properties of a broker where everybody may do everything until a rule about a resource says otherwise."""
 _MODULES = "org.apache.kafka.common.security"
 
 
@@ -43,7 +46,7 @@ class Security:
             "listeners": f"{plain_listeners},{added}",
             "listener.security.protocol.map": f"{protocols},{mapped}",
             "inter.broker.listener.name": "PLAINTEXT",
-            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            **AUTHORIZER,
             "super.users": "User:ANONYMOUS",
             "ssl.principal.mapping.rules": "RULE:^(?:.*,)?CN=([^,]+).*$/$1/,DEFAULT",
         }

@@ -38,21 +38,17 @@ from promptbus.reply_reader import ReplyReader
 from promptbus.settings import KafkaSettings
 from stack.kafka import Kafka
 from stack.ports import free_ports
+from stack.security import OPEN_UNTIL_RULED
 from tests.unit.client.contract import ClientContract
 from tests.unit.client.place import QUIET, environment_for, real_topics, settings_for
 from tests.unit.client.responder import Responder
 
-# With this authorizer and these, everybody may do everything until a rule about a resource says otherwise.
-ACLS = {
-    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    "allow.everyone.if.no.acl.found": "true",
-}
 WAIT_S = 20.0
 
 
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[Kafka]:
-    with Kafka(properties=ACLS) as running:
+    with Kafka(properties=OPEN_UNTIL_RULED) as running:
         yield running
 
 

@@ -20,18 +20,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported
 from promptbus_worker import doctor
 from promptbus_worker.settings import Settings
 from stack.kafka import Kafka
+from stack.security import OPEN_UNTIL_RULED
 from stack.triton import Triton
-
-# With this authorizer and these, everybody may do everything until a rule about a resource says otherwise.
-ACLS = {
-    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    "allow.everyone.if.no.acl.found": "true",
-}
 
 
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[Kafka]:
-    with Kafka(properties=ACLS) as running:
+    with Kafka(properties=OPEN_UNTIL_RULED) as running:
         yield running
 
 
