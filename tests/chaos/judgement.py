@@ -90,12 +90,14 @@ def judge(
     *,
     ordered: bool = False,
     exactly_once: bool = False,
+    read_meanwhile: Collection[str] = (),
 ) -> Verdict:
     """Hold all that came back against all that was sent.
 
     `settled`: places (partition, offset) that the group's commits say are settled. `fired`: in the order of time.
     `ordered`: replies of a key have to stand in the order of its requests, as far as these have no deadline.
-    `exactly_once`: nothing may be there twice, no dead letter either.
+    `exactly_once`: nothing may be there twice, no dead letter either. `read_meanwhile`: requests whose reply somebody
+    has read during the run: whether one that is lost was never written, or was there and is gone.
     """
     verdict = Verdict(requests=len(sent), replies=len(replies))
     verdict.duplicates_by_fault = [0] * len(fired)
@@ -116,8 +118,13 @@ def judge(
         several = by_id.pop(request_id, [])
         assert request.place is not None
         if not several:
+            seen = (
+                "but one was read during the run"
+                if request_id in read_meanwhile
+                else "and none was ever read"
+            )
             (verdict.lost if request.place in settled else verdict.unanswered).append(
-                f"{request_id}: {request.kind}, {request.place}, no reply"
+                f"{request_id}: {request.kind}, {request.place}, no reply, {seen}"
             )
         else:
             _judge_one(topic, request, request_id, several, fired, verdict)

@@ -231,7 +231,7 @@ def _judge(system: System, traffic: Traffic, report: Report) -> Verdict:
     sent = _placed(traffic, everything(system.requests), report)
     came_back, letters = everything(system.replies), system.every_dead_letter(READ_WITHIN_S)
     exactly_once = system.env.get("WORKER_DELIVERY") == "transactional"
-    verdict = judge(
+    return judge(
         system.requests,
         sent,
         came_back,
@@ -240,13 +240,8 @@ def _judge(system: System, traffic: Traffic, report: Report) -> Verdict:
         report.fired,
         ordered=report.ordered,
         exactly_once=exactly_once,
+        read_meanwhile=traffic.answered,
     )
-    # Whether it was never written, or written and read and gone again, is the first thing one would want to know.
-    verdict.lost = [
-        f"{lost}; {'it was' if lost.split(':')[0] in traffic.answered else 'it was not'} read during the run"
-        for lost in verdict.lost
-    ]
-    return verdict
 
 
 def _placed(traffic: Traffic, records: list[Read], report: Report) -> list[Sent]:

@@ -84,6 +84,14 @@ def test_a_settled_request_without_a_reply_is_lost() -> None:
     assert (len(verdict.lost), len(verdict.unanswered), verdict.clean) == (1, 0, False)
 
 
+@pytest.mark.parametrize(("read", "seen"), [([], "none was ever read"), ([1], "one was read during the run")])
+def test_a_lost_reply_is_told_with_whether_it_was_ever_there(read: list[int], seen: str) -> None:
+    meanwhile = {sent(number).request_id(TOPIC) for number in read}
+    verdict = judge(TOPIC, [sent(1)], [], [], {(0, 1)}, (), read_meanwhile=meanwhile)
+    (lost,) = verdict.lost
+    assert seen in lost
+
+
 def test_an_unsettled_request_without_a_reply_is_unanswered() -> None:
     verdict = judged([sent(9)], [])
     assert (len(verdict.lost), len(verdict.unanswered), verdict.clean) == (0, 1, False)
