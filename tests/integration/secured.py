@@ -8,21 +8,16 @@ from pathlib import Path
 
 from confluent_kafka import Producer
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported, not by its __all__
-    AclBinding,
-    AclBindingFilter,
-    AclOperation,
-    AclPermissionType,
     AdminClient,
     NewTopic,
-    ResourcePatternType,
-    ResourceType,
 )
 
 from promptbus.rights import Right
 from stack.kafka import Kafka
 from stack.security import Security
 from tests.integration.certificates import Certificates
-from tests.integration.system import System, eventually
+from tests.integration.rules import Rules
+from tests.integration.system import System
 
 PASSWORDS = {
     "worker": "worker-password-7c1f",
@@ -38,6 +33,7 @@ class Secured:
         self.kafka = kafka
         self.certificates = certificates
         self.admin = AdminClient({"bootstrap.servers": kafka.bootstrap, "log_level": 0})
+        self.rules = Rules(self.admin)
 
     def environment(
         self, user: str, *, listener: str = "SASL_SSL", mechanism: str = "SCRAM-SHA-512", **more: str
@@ -72,55 +68,6 @@ class Secured:
         producer = Producer({"bootstrap.servers": self.kafka.bootstrap})
         producer.produce(topic, value)
         assert producer.flush(20) == 0
-
-    def allow(self, user: str, *rights: Right, permission: str = "ALLOW") -> None:
-        """From now on."""
-        bindings = [self._binding(user, right, permission) for right in rights]
-        for future in self.admin.create_acls(bindings).values():
-            future.result(20)
-        eventually("the broker knows the rules", lambda: all(map(self._known, bindings)))
-
-    def take_away(self, user: str, *rights: Right, permission: str = "ALLOW") -> None:
-        """From now on."""
-        bindings = [self._binding(user, right, permission) for right in rights]
-        filters = [
-            AclBindingFilter(
-                b.restype,
-                b.name,
-                b.resource_pattern_type,
-                b.principal,
-                b.host,
-                b.operation,
-                b.permission_type,
-            )
-            for b in bindings
-        ]
-        for future in self.admin.delete_acls(filters).values():
-            assert future.result(20), "there was such a rule"
-        eventually("the broker has forgotten the rules", lambda: not any(map(self._known, bindings)))
-
-    def _known(self, binding: AclBinding) -> bool:
-        wanted = AclBindingFilter(
-            binding.restype,
-            binding.name,
-            binding.resource_pattern_type,
-            binding.principal,
-            binding.host,
-            binding.operation,
-            binding.permission_type,
-        )
-        return bool(self.admin.describe_acls(wanted).result(20))
-
-    def _binding(self, user: str, right: Right, permission: str) -> AclBinding:
-        return AclBinding(
-            ResourceType[right.kind.upper()],
-            right.name,
-            ResourcePatternType.LITERAL,
-            f"User:{user}",
-            "*",
-            AclOperation[right.operation],
-            AclPermissionType[permission],
-        )
 
 
 @contextmanager

@@ -12,14 +12,8 @@ from contextlib import contextmanager
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public names, but the package has no __all__
-    AclBinding,
-    AclBindingFilter,
-    AclOperation,
-    AclPermissionType,
     AdminClient,
     NewPartitions,
-    ResourcePatternType,
-    ResourceType,
 )
 
 from promptbus import (
@@ -35,15 +29,18 @@ from promptbus import (
 )
 from promptbus.messages import Timings, Usage, encode_answer, reply_headers
 from promptbus.reply_reader import ReplyReader
+from promptbus.rights import Right
 from promptbus.settings import KafkaSettings
 from stack.kafka import Kafka
 from stack.ports import free_ports
 from stack.security import OPEN_UNTIL_RULED
+from tests.integration.rules import Rules
 from tests.unit.client.contract import ClientContract
 from tests.unit.client.place import QUIET, environment_for, real_topics, settings_for
 from tests.unit.client.responder import Responder
 
 WAIT_S = 20.0
+SOMEBODY_ELSE = "somebody-else"
 
 
 @pytest.fixture(scope="module")
@@ -235,23 +232,28 @@ async def test_a_timeout_says_that_workers_are_there(place: KafkaSettings) -> No
 
 
 def test_no_right_to_any_group_is_needed(place: KafkaSettings, admin: AdminClient) -> None:
-    rule = _only_for_somebody_else(ResourceType.GROUP, "*")
-    with Responder(place), _rule(admin, rule), PromptClient(settings=place, explain_timeouts=False) as client:
+    rule = {SOMEBODY_ELSE: Right("ALL", "group", "*")}
+    with (
+        Responder(place),
+        _rules(admin, rule),
+        PromptClient(settings=place, explain_timeouts=False) as client,
+    ):
         assert sum(reply.ok for reply in client.map(["x"] * 20, timeout_s=WAIT_S)) == 20
 
 
 def test_a_reply_topic_that_may_not_be_read_is_named(place: KafkaSettings, admin: AdminClient) -> None:
-    rule = _only_for_somebody_else(ResourceType.TOPIC, place.kafka_reply_topic)
-    with _rule(admin, rule), pytest.raises(NotAllowed, match=place.kafka_reply_topic):
+    rule = {SOMEBODY_ELSE: Right("ALL", "topic", place.kafka_reply_topic)}
+    with _rules(admin, rule), pytest.raises(NotAllowed, match=place.kafka_reply_topic):
         PromptClient(settings=place)
 
 
 def test_a_request_topic_that_may_not_be_written_is_named(place: KafkaSettings, admin: AdminClient) -> None:
-    rule = _only_for_somebody_else(ResourceType.TOPIC, place.kafka_request_topic, AclOperation.WRITE)
+    topic = place.kafka_request_topic
+    rules = {SOMEBODY_ELSE: Right("WRITE", "topic", topic), "*": Right("DESCRIBE", "topic", topic)}
     with (
-        _rule(admin, rule, _anybody(place.kafka_request_topic, AclOperation.DESCRIBE)),
+        _rules(admin, rules),
         PromptClient(settings=place) as client,
-        pytest.raises(NotAllowed, match=f"lacks the right WRITE on topic '{place.kafka_request_topic}'"),
+        pytest.raises(NotAllowed, match=f"lacks the right WRITE on topic '{topic}'"),
     ):
         client.ask("x")
 
@@ -341,45 +343,14 @@ def _answer(request_id: str) -> bytes:
     )
 
 
-def _only_for_somebody_else(
-    kind: ResourceType, name: str, operation: AclOperation = AclOperation.ALL
-) -> AclBinding:
-    return AclBinding(
-        kind, name, ResourcePatternType.LITERAL, "User:somebody-else", "*", operation, AclPermissionType.ALLOW
-    )
-
-
-def _anybody(topic: str, operation: AclOperation) -> AclBinding:
-    return AclBinding(
-        ResourceType.TOPIC,
-        topic,
-        ResourcePatternType.LITERAL,
-        "User:*",
-        "*",
-        operation,
-        AclPermissionType.ALLOW,
-    )
-
-
 @contextmanager
-def _rule(admin: AdminClient, *rules: AclBinding) -> Iterator[None]:
-    """Access rules for the length of a block."""
-    for future in admin.create_acls(list(rules)).values():
-        future.result(timeout=WAIT_S)
+def _rules(admin: AdminClient, rights: dict[str, Right]) -> Iterator[None]:
+    """Access rules by user for the length of a block: on these resources nothing else is allowed then."""
+    rules = Rules(admin)
+    for user, right in rights.items():
+        rules.put(user, right)
     try:
         yield
     finally:
-        filters = [
-            AclBindingFilter(
-                rule.restype,
-                rule.name,
-                rule.resource_pattern_type,
-                rule.principal,
-                rule.host,
-                rule.operation,
-                rule.permission_type,
-            )
-            for rule in rules
-        ]
-        for removed in admin.delete_acls(filters).values():
-            removed.result(timeout=WAIT_S)
+        for user, right in rights.items():
+            rules.take_away(user, right)

@@ -8,20 +8,17 @@ from collections.abc import Callable, Iterator
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported, not by its __all__
-    AclBinding,
-    AclOperation,
-    AclPermissionType,
     AdminClient,
     NewTopic,
-    ResourcePatternType,
-    ResourceType,
 )
 
+from promptbus.rights import Right
 from promptbus_worker import doctor
 from promptbus_worker.settings import Settings
 from stack.kafka import Kafka
 from stack.security import OPEN_UNTIL_RULED
 from stack.triton import Triton
+from tests.integration.rules import Rules
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +73,6 @@ class Place:
                 future.result(20).partitions for future in self.admin.describe_topics(wanted).values()
             )
         )
-
-    def allow(self, kind: ResourceType, name: str, operation: AclOperation, user: str = "ANONYMOUS") -> None:
-        """From now on only what was allowed is, on this resource; we are ANONYMOUS."""
-        acl = AclBinding(
-            kind, name, ResourcePatternType.LITERAL, f"User:{user}", "*", operation, AclPermissionType.ALLOW
-        )
-        for future in self.admin.create_acls([acl]).values():
-            future.result(20)
 
     def commit(self, offset: int) -> None:
         consumer = Consumer({"bootstrap.servers": self.kafka.bootstrap, "group.id": self.group})
@@ -223,10 +212,10 @@ def test_requests_from_the_future_are_noticed(place: Place, examine: Examine) ->
 
 def test_missing_rights_are_named(place: Place, examine: Examine) -> None:
     place.create()
-    place.allow(ResourceType.TOPIC, place.request, AclOperation.DESCRIBE)
-    place.allow(ResourceType.TOPIC, place.reply, AclOperation.READ)
-    place.allow(ResourceType.TOPIC, place.dead, AclOperation.WRITE)
-    place.allow(ResourceType.GROUP, place.group, AclOperation.DESCRIBE)
+    Rules(place.admin).put("ANONYMOUS", Right("DESCRIBE", "topic", place.request))
+    Rules(place.admin).put("ANONYMOUS", Right("READ", "topic", place.reply))
+    Rules(place.admin).put("ANONYMOUS", Right("WRITE", "topic", place.dead))
+    Rules(place.admin).put("ANONYMOUS", Right("DESCRIBE", "group", place.group))
     told = "\n".join(failing(examine.until_fails(place.settings(), 3)))
     assert f"no right to READ on topic {place.request}" in told
     assert f"no right to WRITE on topic {place.reply}" in told
@@ -237,8 +226,8 @@ def test_missing_rights_are_named(place: Place, examine: Examine) -> None:
 
 def test_a_topic_or_group_that_may_not_be_seen_is_named(place: Place, examine: Examine) -> None:
     place.create()
-    place.allow(ResourceType.TOPIC, place.dead, AclOperation.WRITE, user="somebody")
-    place.allow(ResourceType.GROUP, place.group, AclOperation.READ, user="somebody")
+    Rules(place.admin).put("somebody", Right("WRITE", "topic", place.dead))
+    Rules(place.admin).put("somebody", Right("READ", "group", place.group))
     told = "\n".join(failing(examine.until_fails(place.settings(), 2)))
     assert f"topic {place.dead}: this user may not see it" in told
     assert f"no right to READ on group {place.group}" in told

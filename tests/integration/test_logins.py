@@ -46,7 +46,7 @@ def topic(secured: Secured) -> str:
     """Which both users may see."""
     secured.create(TOPIC)
     for user in ("client", "certified"):
-        secured.allow(user, Right("READ", "topic", TOPIC))
+        secured.rules.put(user, Right("READ", "topic", TOPIC))
     return TOPIC
 
 

@@ -54,7 +54,7 @@ async def test_a_worker_needs_four_rights_and_each_taken_away_in_mid_stream_stop
     secured: Secured, place: System, caplog: pytest.LogCaptureFixture
 ) -> None:
     rights = rights_of_a_worker(place)
-    secured.allow("worker", *rights)
+    secured.rules.put("worker", *rights)
     settings = worker_settings(place.environment())
     answers = Counter[str]()
     for missing in rights:
@@ -62,14 +62,14 @@ async def test_a_worker_needs_four_rights_and_each_taken_away_in_mid_stream_stop
             await asyncio.to_thread(place.ask, [f"{missing}-{number}" for number in range(10)])
             answers["ok"] += 10
             assert (await asyncio.to_thread(place.collect, answers.total())).codes == answers
-            await asyncio.to_thread(secured.take_away, "worker", missing)
+            await asyncio.to_thread(secured.rules.take_away, "worker", missing)
             await asyncio.to_thread(place.ask, [f"{missing}-after"])
             await asyncio.to_thread(place.publish, [f"no request, {missing}".encode()])
             answers += Counter({"ok": 1, "invalid_request": 1})
             said = await worker.gave_up()
         assert str(missing) in said
         assert "kafka-acls" in said
-        await asyncio.to_thread(secured.allow, "worker", missing)
+        await asyncio.to_thread(secured.rules.put, "worker", missing)
     # Nothing is lost by it: with the right given back, the next worker answers what is left.
     async with inside(settings, caplog) as worker:
         assert (await asyncio.to_thread(place.collect, answers.total())).codes == answers
@@ -86,7 +86,7 @@ def test_without_rights_on_topics_a_worker_does_not_start_and_names_them(
     secured: Secured, place: System
 ) -> None:
     read, group, *write = rights_of_a_worker(place)
-    secured.allow("worker", group)
+    secured.rules.put("worker", group)
     said = gave_up(place.start(LOG_LEVEL="debug", KAFKA_CLIENT__DEBUG="all"))
     for right in (read, *write):
         assert str(right) in said
@@ -98,7 +98,7 @@ async def test_without_the_right_on_its_group_a_worker_stops_and_names_it(
     secured: Secured, place: System, caplog: pytest.LogCaptureFixture
 ) -> None:
     read, group, *write = rights_of_a_worker(place)
-    secured.allow("worker", read, *write)
+    secured.rules.put("worker", read, *write)
     async with inside(worker_settings(place.environment()), caplog) as worker:
         assert str(group) in await worker.gave_up()
 
@@ -115,25 +115,25 @@ def start_says(settings: Settings) -> str:
 def test_each_right_on_a_topic_is_looked_at_before_a_worker_begins(secured: Secured, place: System) -> None:
     settings = worker_settings(place.environment())
     rights = [right for right in rights_of_a_worker(place) if right.kind == "topic"]
-    secured.allow("worker", *rights)
+    secured.rules.put("worker", *rights)
     admin = kafka.admin_client(settings, "w")
     kafka.ensure_topics(admin, settings)
     for missing in rights:
-        secured.take_away("worker", missing)
+        secured.rules.take_away("worker", missing)
         said = start_says(settings)
         assert [right for right in rights if str(right) in said] == [missing]
-        secured.allow("worker", missing)
+        secured.rules.put("worker", missing)
 
 
 def test_a_topic_that_may_not_be_described_is_named(secured: Secured, place: System) -> None:
-    secured.allow("worker", *rights_of_a_worker(place))
-    secured.allow("worker", Right("DESCRIBE", "topic", place.requests), permission="DENY")
+    secured.rules.put("worker", *rights_of_a_worker(place))
+    secured.rules.put("worker", Right("DESCRIBE", "topic", place.requests), permission="DENY")
     assert f"DESCRIBE on topic '{place.requests}'" in start_says(worker_settings(place.environment()))
 
 
 def test_a_topic_that_may_not_be_created_is_named(secured: Secured, place: System) -> None:
     new = f"{place.dead}-new"
-    secured.allow("worker", *rights_of_a_worker(place), Right("WRITE", "topic", new))
+    secured.rules.put("worker", *rights_of_a_worker(place), Right("WRITE", "topic", new))
     settings = worker_settings(
         {**place.environment(), "KAFKA_DEAD_LETTER_TOPIC": new, "KAFKA_CREATE_TOPICS": "true"}
     )
@@ -151,7 +151,7 @@ def test_the_doctor_names_every_right_that_is_missing(secured: Secured, place: S
             assert len(named) == (right not in rights[:known]), lines
             assert all("--allow-principal User:worker" in line for line in named)
         if known < len(rights):
-            secured.allow("worker", rights[known])
+            secured.rules.put("worker", rights[known])
 
 
 class Commands:
@@ -192,8 +192,8 @@ def names(stderr: str, *rights: Right) -> bool:
 def test_a_client_needs_two_rights_and_no_more(
     secured: Secured, place: System, command: Commands, one_prompt: str
 ) -> None:
-    secured.allow("worker", *rights_of_a_worker(place))
-    secured.allow("client", *rights_of_a_client(place))
+    secured.rules.put("worker", *rights_of_a_worker(place))
+    secured.rules.put("client", *rights_of_a_client(place))
     place.start().ready(180)
     code, out, err = command("ask", "--timeout", "60", "hello")
     assert (code, err) == (0, "")
@@ -211,16 +211,16 @@ def test_a_right_taken_away_from_a_client_fails_what_it_waits_for_and_is_named(
     secured: Secured, place: System
 ) -> None:
     write, read = rights_of_a_client(place)
-    secured.allow("client", write, read)
+    secured.rules.put("client", write, read)
     environment = {**place.environment(), **secured.environment("client")}
     with PromptClient(settings=client_settings(environment), timeout_s=120) as client:
         waiting = client.submit("nobody answers this")
         eventually("Kafka has the request", lambda: waiting.acknowledged)
-        secured.take_away("client", read)
+        secured.rules.take_away("client", read)
         with pytest.raises(NotAllowed) as refusal:
             waiting.result()
         assert str(read) in str(refusal.value)
-        secured.take_away("client", write)
+        secured.rules.take_away("client", write)
         with pytest.raises(NotAllowed) as refusal:
             client.submit("nobody may ask this").result()
         assert str(write) in str(refusal.value)
@@ -244,26 +244,26 @@ def test_commands_name_the_right_that_they_need(
     code, _, err = command("dead-letters", "list")
     assert (code, names(err, read_dead)) == (3, True), err
     # to see is not to use
-    secured.allow("client", see, Right("DESCRIBE", "topic", place.replies))
-    secured.allow("client", Right("DESCRIBE", "topic", place.dead))
+    secured.rules.put("client", see, Right("DESCRIBE", "topic", place.replies))
+    secured.rules.put("client", Right("DESCRIBE", "topic", place.dead))
     secured.put(place.replies, b"{}")
     secured.put(place.dead, b"{}")
     code, _, err = command("tail", "--from-beginning", "--count", "1")
     assert (code, names(err, read)) == (3, True), err
     code, _, err = command("dead-letters", "list")
     assert (code, names(err, read_dead)) == (3, True), err
-    secured.allow("client", read)
+    secured.rules.put("client", read)
     for arguments in (("send", one_prompt), ("send", "--wait", one_prompt), ("ask", "hello")):
         code, _, err = command(*arguments)
         assert (code, names(err, write)) == (3, True), err
     # to read dead letters is not to send or to delete them
-    secured.allow("client", read_dead)
+    secured.rules.put("client", read_dead)
     assert command("dead-letters", "list")[0] == 0
-    secured.allow("client", Right("WRITE", "topic", place.replies))  # so that the producer gets its id
+    secured.rules.put("client", Right("WRITE", "topic", place.replies))  # so that the producer gets its id
     code, _, err = command("dead-letters", "purge", "--all", "--yes")
     assert (code != 0, names(err, Right("DELETE", "topic", place.dead))) == (True, True), err
     # nobody answers, and the group may not be looked at
-    secured.allow("client", write)
+    secured.rules.put("client", write)
     monkeypatch.setattr(silence, "ASK_S", 30.0)  # this machine may be busy
     code, _, err = command("ask", "--timeout", "1", "hello")
     assert (code, names(err, Right("DESCRIBE", "group", place.group))) == (3, True), err
