@@ -43,6 +43,11 @@ class Admin:
         """How long the next call may take, seconds."""
         return max(0.1, self._deadline.remaining_s(_CALL_S))
 
+    @property
+    def out_of_time(self) -> bool:
+        """Nothing more is to be asked."""
+        return self._deadline.expired
+
     def result(self, future: Future[T]) -> T:
         """Wait for `future`, and listen meanwhile. Raises KafkaException, or TimeoutError at the deadline."""
         while not future.done():

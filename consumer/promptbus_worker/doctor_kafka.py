@@ -17,6 +17,7 @@ from promptbus.rights import Right, lacking
 from promptbus_worker.deadline import Deadline
 from promptbus_worker.doctor_admin import Admin, passing, text_of
 from promptbus_worker.doctor_net import unreachable
+from promptbus_worker.doctor_transactions import transactional_ids
 from promptbus_worker.preflight import (
     Finding,
     Partition,
@@ -126,6 +127,8 @@ class KafkaCheckup:
         if request is not None:
             yield from judge_parallelism(request, settings)
         yield from self._group(admin, request)
+        if settings.worker_delivery == "transactional":
+            yield from transactional_ids(admin, settings)
 
     def _describe_topics(self, admin: Admin, names: list[str]) -> dict[str, Topic | str | None]:
         """Per name the topic, None if there is none, or why it cannot be seen."""

@@ -122,13 +122,19 @@ def transactional_config(settings: Settings, client_id: str, limits: Iterable[in
     timeout_ms = settings.transaction_timeout_ms
     return {
         **config,
-        "transactional.id": f"{settings.kafka_group_id}-{client_id}",
+        "transactional.id": right_to_transactions(settings, client_id).name,
         "transaction.timeout.ms": timeout_ms,
         # The client refuses more. It is a setting for all clients, so more of it is no mistake.
         "socket.timeout.ms": min(timeout_ms, int(str(config.get("socket.timeout.ms", timeout_ms)))),
         # Only what fails is reported: what is delivered is settled by the commit.
         "delivery.report.only.error": True,
     }
+
+
+def right_to_transactions(settings: Settings, client_id: str) -> Right:
+    """What a worker with transactions needs besides. Names of machines change, so it is granted to a whole group."""
+    group = settings.kafka_group_id
+    return Right("WRITE", "transactional-id", f"{group}-{client_id}", beginning=f"{group}-")
 
 
 def topics_of(settings: Settings) -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
-from promptbus_worker import kafka
+from promptbus_worker import kafka, refusals
 from promptbus_worker.acknowledged_replies import AcknowledgedReplies, DeliveryError
 from promptbus_worker.acknowledged_replies import Producer as ReplyProducer
 from promptbus_worker.admission import Admission, Limits
@@ -166,6 +166,7 @@ class Path:
             timeout_s=settings.transaction_timeout_ms / 1000,
             on_stop=stop,
             clock=time.monotonic,
+            denied=partial(refusals.denied, settings, name),
         )
 
     def _producer_error(self, error: DeliveryError) -> None:

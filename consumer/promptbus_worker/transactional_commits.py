@@ -128,7 +128,7 @@ class TransactionalCommits:
                 nothing = not self._run(consumer, deadline.remaining_s())
                 if nothing and not self._outcomes:
                     return
-            if deadline.expired:
+            if deadline.expired or self._transactions.over:
                 return
             consumer.poll(deadline.remaining_s(at_most=EVERY_S))
 

@@ -107,23 +107,26 @@ class Transactions:
         timeout_s: float,
         on_stop: Callable[[str, bool], None],
         clock: Clock,
+        denied: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         """`timeout_s`: what the brokers allow a transaction. `on_stop` hears why the worker cannot go on, and whether a
-        restart may mend it."""
+        restart may mend it. `denied` knows, by an error's name, which right is missing, and may block for seconds."""
         self._make_producer = make_producer
         self._on_stop = on_stop
         self._clock = clock
+        self._denied = denied
         self.budget_s = timeout_s * 0.9
         """How long `run` tries to commit, at most. An abort may take `ABORT_S` more."""
         self._producer: Producer | None = None
         self._initialised = False
         self._worn_out = False
-        self._over = False
+        self.over = False
+        """This process begins no transaction any more; why was told to `on_stop`."""
         self._refused: list[Outgoing] = []
 
     def ready(self) -> bool:
         """Have a producer that may begin a transaction; waits a second for that. False: not yet, or never again."""
-        if self._over:
+        if self.over:
             return False
         if self._worn_out:
             self._give_up_producer()
@@ -163,7 +166,7 @@ class Transactions:
             while producer.flush(to_write.remaining_s(at_most=SLICE_S)):
                 if to_write.expired:
                     raise _OutOfTime
-            metadata = None if self._refused or self._over else group_metadata()
+            metadata = None if self._refused or self.over else group_metadata()
             if metadata is None:
                 return self._abort(producer, None)
             self._resume(
@@ -258,7 +261,8 @@ class Transactions:
         except _OutOfTime:
             self._unknown("its abort")  # without a commit it is aborted, by whomever
         except KafkaException as failure:
-            self._stop(failure.args[0], "A transaction could not be aborted.")
+            if error is None or not needs_operator(error.name()):
+                self._stop(failure.args[0], "A transaction could not be aborted.")
         if error is not None and needs_operator(error.name()):
             self._stop(error, "A transaction failed for good.")
         return Result(Ended.ABORTED, self._refused, why)
@@ -273,13 +277,13 @@ class Transactions:
 
     def _stop(self, error: DeliveryError, what: str) -> None:
         """Fenced is no reason to stay away: the other one may be ourselves, or the brokers after a long silence."""
-        if self._over:
+        if self.over:
             return
-        self._over = True
+        self.over = True
         name = error.name()
-        self._on_stop(
-            f"{what} {stop_sentence(name, error.str())}", not needs_operator(name) or name == "_FENCED"
-        )
+        denied = self._denied(name)
+        restart = denied is None and (not needs_operator(name) or name == "_FENCED")
+        self._on_stop(f"{what} {denied or stop_sentence(name, error.str())}", restart)
 
     @staticmethod
     def _verdict(error: Flagged) -> TransactionAction:

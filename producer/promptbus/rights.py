@@ -15,8 +15,10 @@ class Right(NamedTuple):
     operation: str
     """As Kafka spells it: READ, WRITE, DESCRIBE, …"""
     kind: str
-    """topic or group."""
+    """topic, group or transactional-id."""
     name: str
+    beginning: str | None = None
+    """The rule is better made for all names that begin so."""
 
     def __str__(self) -> str:
         return f"{self.operation} on {self.kind} {self.name!r}"
@@ -28,7 +30,8 @@ def grant(settings: KafkaSettings, right: Right) -> str:
     return (
         f"kafka-acls --bootstrap-server {settings.kafka_bootstrap} --add "
         f"--allow-principal {shlex.quote(principal(settings))} "
-        f"--operation {operation} --{right.kind} {shlex.quote(right.name)}"
+        f"--operation {operation} --{right.kind} {shlex.quote(right.beginning or right.name)}"
+        + (" --resource-pattern-type prefixed" if right.beginning else "")
     )
 
 

@@ -24,17 +24,18 @@ class Inside:
         self._worker = Worker(settings, 0, None)
         self._run = asyncio.create_task(self._worker.run())
 
-    def lines(self, level: int) -> list[str]:
-        """What it has said, of this level or above."""
+    def lines(self, level: int, logger: str = "") -> list[str]:
+        """What it has said, of this level or above, by this logger and those below it."""
         records = self._caplog.records[self._lines_before :]
-        return [record.getMessage() for record in records if record.levelno >= level]
+        return [r.getMessage() for r in records if r.levelno >= level and r.name.startswith(logger)]
 
     async def gave_up(self, within_s: float = 120.0) -> str:
         """Wait until it has stopped for good, by itself; why it did."""
         async with asyncio.timeout(within_s):
             code = await self._run
         assert code is Exit.GAVE_UP
-        return self.lines(logging.ERROR)[0]
+        (said,) = self.lines(logging.ERROR, "promptbus_worker.worker")
+        return said
 
     async def end(self) -> Exit:
         """Drain, as on SIGTERM."""

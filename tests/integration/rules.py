@@ -44,7 +44,7 @@ class Rules:
 
 def _binding(user: str, right: Right, permission: str) -> AclBinding:
     return AclBinding(
-        ResourceType[right.kind.upper()],
+        ResourceType[right.kind.upper().replace("-", "_")],
         right.name,
         ResourcePatternType.LITERAL,
         f"User:{user}",

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 
 from promptbus import cli, silence
 from promptbus.client import PromptClient
 from promptbus.errors import NotAllowed
 from promptbus.kafka_errors import ConnectionNotes
-from promptbus.rights import Right
+from promptbus.rights import Right, grant
 from promptbus_worker import kafka
 from promptbus_worker.doctor_kafka import KafkaCheckup
 from promptbus_worker.preflight import Level
@@ -50,12 +51,21 @@ def gave_up(workers: Workers) -> str:
     return said
 
 
-async def test_a_worker_needs_four_rights_and_each_taken_away_in_mid_stream_stops_it(
-    secured: Secured, place: System, caplog: pytest.LogCaptureFixture
+def with_transactions(place: System) -> tuple[Settings, Right]:
+    """A worker's settings, and the right that it needs besides."""
+    settings = worker_settings(place.environment(WORKER_DELIVERY="transactional"))
+    return settings, kafka.right_to_transactions(settings, f"{settings.instance}-0")
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "transactional"])
+async def test_a_worker_needs_its_rights_and_each_taken_away_in_mid_stream_stops_it(
+    secured: Secured, place: System, delivery: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rights = rights_of_a_worker(place)
+    settings, rights = worker_settings(place.environment()), rights_of_a_worker(place)
+    if delivery == "transactional":
+        settings, right = with_transactions(place)
+        rights.append(right)
     secured.rules.put("worker", *rights)
-    settings = worker_settings(place.environment())
     answers = Counter[str]()
     for missing in rights:
         async with inside(settings, caplog) as worker:
@@ -101,6 +111,39 @@ async def test_without_the_right_on_its_group_a_worker_stops_and_names_it(
     secured.rules.put("worker", read, *write)
     async with inside(worker_settings(place.environment()), caplog) as worker:
         assert str(group) in await worker.gave_up()
+
+
+async def test_without_the_right_on_its_transactional_id_a_worker_stops_and_names_it(
+    secured: Secured, place: System, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, right = with_transactions(place)
+    for granted in (rights_of_a_worker(place), [Right("DESCRIBE", right.kind, right.name)]):
+        secured.rules.put("worker", *granted)
+        async with inside(settings, caplog) as worker:
+            said = await worker.gave_up()
+        assert str(right) in said
+        assert said.endswith(grant(settings, right))
+
+
+def test_the_doctor_checks_the_right_on_transactional_ids_and_fences_nobody(
+    secured: Secured, place: System
+) -> None:
+    settings, right = with_transactions(place)
+    secured.rules.put("worker", *rights_of_a_worker(place))
+    (missing,) = [finding for finding in KafkaCheckup(settings).findings() if finding.level is Level.FAIL]
+    assert right.name in missing.what
+    assert missing.mend == grant(settings, right)
+    secured.rules.put("worker", right)
+    producer = Producer(kafka.transactional_config(settings, f"{settings.instance}-0", [1 << 20]))
+    producer.init_transactions(60)
+    producer.begin_transaction()
+    producer.produce(place.replies, b"{}")
+    found = [finding.line() for finding in KafkaCheckup(settings).findings() if right.name in finding.what]
+    assert found == [f"ok    this user may use the transactional id {right.name}"]
+    producer.commit_transaction(60)
+    settings = settings.model_copy(update={"worker_processes": 2})
+    (missing,) = [finding for finding in KafkaCheckup(settings).findings() if finding.level is Level.FAIL]
+    assert right.name.removesuffix("0") + "1" in missing.what
 
 
 def start_says(settings: Settings) -> str:

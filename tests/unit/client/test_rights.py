@@ -37,6 +37,10 @@ def test_the_command_names_user_operation_and_thing_and_may_be_pasted() -> None:
         "--operation DescribeConfigs --topic t"
     )
     assert grant(ours, Right("READ", "group", "my group")).endswith("--operation Read --group 'my group'")
+    anything = Right("WRITE", "transactional-id", "g-h-0", beginning="g-")
+    assert grant(ours, anything).endswith(
+        "--operation Write --transactional-id g- --resource-pattern-type prefixed"
+    )
 
 
 def test_several_rights_make_one_sentence() -> None:

@@ -13,7 +13,7 @@ from promptbus_worker.reply_records import Outgoing
 from promptbus_worker.transactional_commits import TransactionalCommits
 from promptbus_worker.transactions import TO_WRITE
 from tests.unit.worker.fake_consumer import FakeClock, Group
-from tests.unit.worker.fake_transactions import FakeBrokers
+from tests.unit.worker.fake_transactions import FENCED, FakeBrokers, Fault
 
 OUTCOMES = 100
 STEP_S = 0.25
@@ -54,7 +54,7 @@ class Rig:
         self.ledger.begin(self.ownership, 0, committed=True)
         self.commits = TransactionalCommits(
             self.ledger,
-            self.brokers.transactions(self.clock, self._stopped),
+            self.brokers.transactions(self.clock, lambda reason, restart: self.stopped.append(reason)),
             loop=self.loop,
             metrics=Metrics(["m"]),
             read_anew=lambda consumer: None,
@@ -62,9 +62,7 @@ class Rig:
             clock=self.clock,
         )
         self.answered = 0
-
-    def _stopped(self, reason: str, restart: bool) -> None:
-        raise AssertionError(reason)
+        self.stopped: list[str] = []
 
     def answer(self, count: int) -> None:
         for offset in range(self.answered, self.answered + count):
@@ -79,6 +77,7 @@ class Rig:
         while self.clock.now < end:
             self.commits.send_if_due(cast(Consumer, Member()))
             self.clock.now += STEP_S
+        assert self.stopped == []
 
 
 def test_what_a_slow_broker_does_not_take_in_one_transaction_it_takes_in_several() -> None:
@@ -102,3 +101,13 @@ def test_once_it_is_fast_again_a_transaction_takes_all_there_is() -> None:
     rig.answer(OUTCOMES)
     rig.run_for(1)
     assert rig.loop.sizes[-1] == OUTCOMES
+
+
+def test_a_worker_that_begins_no_transaction_any_more_does_not_wait_for_its_last_one() -> None:
+    rig = Rig()
+    rig.brokers.faults["commit_transaction"].append(Fault(error=FENCED, done=False))
+    rig.answer(1)
+    began = rig.clock.now
+    rig.commits.send_last(cast(Consumer, Member()), 20)
+    assert len(rig.stopped) == 1
+    assert rig.clock.now - began < 1

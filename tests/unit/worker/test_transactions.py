@@ -181,6 +181,18 @@ def test_a_missing_right_for_the_transactional_id_is_named() -> None:
     assert not restart
 
 
+def test_a_missing_right_is_the_reason_even_if_the_abort_fails_as_well() -> None:
+    rig = ready()
+    denied = transaction_error("GROUP_AUTHORIZATION_FAILED", requires_abort=True)
+    unable = transaction_error("INVALID_TXN_STATE", fatal=True)
+    rig.brokers.faults["send_offsets_to_transaction"].append(Fault(error=denied, done=False))
+    rig.brokers.faults["abort_transaction"].append(Fault(error=unable, done=False))
+    assert rig.run().ended is Ended.ABORTED
+    ((reason, restart),) = rig.stopped
+    assert "READ on the group" in reason
+    assert not restart
+
+
 def test_records_that_are_too_large_are_named_and_nothing_is_committed() -> None:
     rig = ready()
     rig.brokers.refuse = lambda topic, value: "MSG_SIZE_TOO_LARGE" if value == b"b" else None
