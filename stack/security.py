@@ -17,6 +17,18 @@ _MODULES = "org.apache.kafka.common.security"
 
 
 @dataclass(frozen=True, slots=True)
+class Door:
+    """One more SASL_SSL listener."""
+
+    certificate: Path
+    """As `Security.certificate`."""
+    advertised: str | None = None
+    """Where it sends clients that have asked for the brokers: the name of another listener, or of a host on its own port."""
+    properties: Mapping[str, str] = field(default_factory=dict)
+    """What the broker does differently there."""
+
+
+@dataclass(frozen=True, slots=True)
 class Security:
     """Listeners with TLS and SASL, and rules (ACLs) about everybody who comes to them.
 
@@ -30,20 +42,23 @@ class Security:
     """Whose clients' certificates are taken (PEM)."""
     users: Mapping[str, str]
     """Names and passwords, for every mechanism."""
-    other_certificates: Mapping[str, Path] = field(default_factory=dict)
-    """Further SASL_SSL listeners by name, each with a certificate of its own."""
+    doors: Mapping[str, Door] = field(default_factory=dict)
+    """Further listeners by name."""
 
     @property
     def listeners(self) -> dict[str, str]:
         """The protocol of each listener by its name."""
-        return {name: name for name in PROTOCOLS} | dict.fromkeys(self.other_certificates, "SASL_SSL")
+        return {name: name for name in PROTOCOLS} | dict.fromkeys(self.doors, "SASL_SSL")
 
     def properties(self, ports: Mapping[str, int], plain_listeners: str, protocols: str) -> dict[str, str]:
         """For server.properties, beside listeners and protocols that are there already; `ports` by listener."""
         added = ",".join(f"{name}://{HOST}:{port}" for name, port in ports.items())
         mapped = ",".join(f"{name}:{protocol}" for name, protocol in self.listeners.items())
+        plain, _, _ = plain_listeners.partition(",")  # the others are the controller's
+        sent = ",".join(f"{name}://{self._advertised(name, ports)}" for name in ports)
         lines = {
             "listeners": f"{plain_listeners},{added}",
+            "advertised.listeners": f"{plain},{sent}",
             "listener.security.protocol.map": f"{protocols},{mapped}",
             "inter.broker.listener.name": "PLAINTEXT",
             **AUTHORIZER,
@@ -57,7 +72,7 @@ class Security:
                 lines |= {
                     f"{prefix}ssl.keystore.type": "PEM",
                     f"{prefix}ssl.keystore.location": str(
-                        self.other_certificates.get(name, self.certificate)
+                        self.doors[name].certificate if name in self.doors else self.certificate
                     ),
                     f"{prefix}ssl.truststore.type": "PEM",
                     f"{prefix}ssl.truststore.location": str(self.client_ca),
@@ -72,7 +87,15 @@ class Security:
                     lines[f"{prefix}{mechanism.lower()}.sasl.jaas.config"] = (
                         f"{_MODULES}.scram.ScramLoginModule required;"
                     )
+            if name in self.doors:
+                lines |= {f"{prefix}{key}": value for key, value in self.doors[name].properties.items()}
         return lines
+
+    def _advertised(self, name: str, ports: Mapping[str, int]) -> str:
+        instead = self.doors[name].advertised if name in self.doors else None
+        if instead is not None and instead in ports:
+            return f"{HOST}:{ports[instead]}"
+        return f"{instead or HOST}:{ports[name]}"
 
     def format_arguments(self) -> list[str]:
         """For the tool that prepares the storage: the users of SCRAM."""

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import ConfigResource, OffsetSpec  # type: ignore[attr-defined] # not in its __all__
 
-from promptbus.listener import Address, addresses_of
+from promptbus.listener import Address, addresses_of, misunderstandings
 from promptbus.rights import Right, lacking
 from promptbus_worker.deadline import Deadline
 from promptbus_worker.doctor_admin import Admin, passing, text_of
 from promptbus_worker.doctor_net import unreachable
 from promptbus_worker.doctor_transactions import transactional_ids
+from promptbus_worker.kafka import advertised
 from promptbus_worker.preflight import (
     Finding,
     Partition,
@@ -38,6 +39,7 @@ from promptbus_worker.preflight import (
 from promptbus_worker.settings import Settings
 
 _CONNECT_S = 3.0
+_NOTHING_CHECKED = "topics, rights and offsets were not checked"
 _RETRY_S = 0.2
 _ENDS = tuple(
     spec()  # type: ignore[no-untyped-call]  # untyped there
@@ -61,7 +63,7 @@ class KafkaCheckup:
             mend = "is Kafka running, and is KAFKA_BOOTSTRAP right?"
             yield fail(f"Kafka {address}: {why}", mend) if all_away else warn(f"Kafka {address}: {why}", mend)
         if all_away:
-            yield fail("topics, rights and offsets were not checked", "they need a broker that answers")
+            yield fail(_NOTHING_CHECKED, "they need a broker that answers")
             return
         yield from self._with_a_broker(set(away))
 
@@ -76,11 +78,10 @@ class KafkaCheckup:
             )
             return
         try:
-            cluster = admin.result(admin.client.describe_cluster(request_timeout=admin.call_s()))
-        except (KafkaException, TimeoutError) as error:
+            nodes = advertised(admin.client, admin.call_s())
+        except KafkaException as error:
             yield admin.no_answer(error)
             return
-        nodes = [Address(node.host, node.port) for node in cluster.nodes]
         lost = unreachable(
             [node for node in nodes if node not in away], self._deadline.remaining_s(_CONNECT_S)
         )
@@ -89,6 +90,24 @@ class KafkaCheckup:
                 f"Kafka names its broker {address}, which cannot be reached from here: {why}",
                 "correct advertised.listeners of that broker, or the network between",
             )
+        others = [
+            address
+            for address in addresses_of(self._settings.kafka_bootstrap)
+            if address not in away and address not in nodes
+        ]
+        closed = misunderstandings(
+            [*(node for node in nodes if node not in away and node not in lost), *others],
+            self._settings.client_config(),
+            self._deadline.remaining_s(_CONNECT_S),
+        )
+        for address, why in closed.items():
+            if address in nodes:
+                yield fail("a broker that the others name cannot be used", why)
+            else:
+                yield warn("an address in KAFKA_BOOTSTRAP cannot be used", why)
+        if all(node in lost or node in closed or node in away for node in nodes):
+            yield fail(_NOTHING_CHECKED, "they need a broker that lets us in")
+            return
         yield ok(f"Kafka answers: {len(nodes)} broker{'s' * (len(nodes) != 1)}")
         yield from self._topics(admin, len(nodes))
 

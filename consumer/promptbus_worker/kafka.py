@@ -15,6 +15,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # documented 
 )
 
 from promptbus.kafka_errors import ConnectionNotes, settings_refused
+from promptbus.listener import Address
 from promptbus.rights import Right, lacking
 from promptbus_worker import logs
 from promptbus_worker.preflight import new_topic_config
@@ -147,18 +148,29 @@ def topics_of(settings: Settings) -> list[str]:
     ]
 
 
+def advertised(admin: AdminClient, timeout_s: float) -> list[Address]:
+    """Where the cluster says that its brokers are. Raises KafkaException."""
+    found = admin.list_topics(timeout=timeout_s).brokers.values()
+    return [Address(str(broker.host), broker.port) for broker in found]  # str: untyped there
+
+
+def brokers(admin: AdminClient, settings: Settings, notes: ConnectionNotes) -> list[Address]:
+    """The cluster's, as they are advertised. Raises NotYet."""
+    try:
+        return advertised(admin, _ADMIN_TIMEOUT_S)
+    except KafkaException as error:
+        admin.poll(0)  # brings what the client has to say
+        why = notes.misunderstanding(settings)
+        no_answer = f"no broker at {settings.kafka_bootstrap} answers"
+        raise NotYet(why or no_answer, refused=why is not None) from error
+
+
 def ensure_topics(admin: AdminClient, settings: Settings, notes: ConnectionNotes | None = None) -> None:
     """All topics exist, or are created if that is allowed, and we may use them. Raises NotYet or Unusable.
 
     `notes`: what the client said about its connections.
     """
-    try:
-        admin.list_topics(timeout=_ADMIN_TIMEOUT_S)
-    except KafkaException as error:
-        admin.poll(0)  # brings what the client has to say
-        why = (notes or ConnectionNotes()).misunderstanding(settings)
-        no_answer = f"no broker at {settings.kafka_bootstrap} answers"
-        raise NotYet(why or no_answer, refused=why is not None) from error
+    brokers(admin, settings, notes or ConnectionNotes())
     operations = _operations(admin, topics_of(settings))
     _require_rights(operations, settings)
     missing = [topic for topic, allowed in operations.items() if allowed is None]

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from promptbus.kafka_errors import ConnectionNotes
+from promptbus.listener import misunderstandings
 from promptbus.rights import Right, lacking
 from promptbus_worker import kafka
 from promptbus_worker.settings import Settings
+
+LOOK_S = 2.0
+
+
+def not_let_in(settings: Settings, client_id: str) -> str | None:
+    """Why no new connection comes about, or none to a broker that the others name; None if nothing is in the way.
+
+    Blocks for some seconds at most. Logs in, so it is not to be asked often.
+    """
+    notes = ConnectionNotes()
+    try:
+        brokers = kafka.brokers(kafka.admin_client(settings, client_id, notes), settings, notes)
+    except kafka.NotYet as not_yet:
+        return str(not_yet)
+    return next(iter(misunderstandings(brokers, settings.client_config(), LOOK_S).values()), None)
 
 
 def denied(settings: Settings, client_id: str, error: str) -> str | None:

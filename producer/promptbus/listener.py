@@ -13,6 +13,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from promptbus.settings import ClientConfig
@@ -69,13 +70,43 @@ def misunderstanding(
     """
     for address in addresses_of(str(config.get("bootstrap.servers", ""))):
         with contextlib.suppress(OSError, ValueError, OverflowError):  # the last: no such port
-            sentence = _compare(look(address, config, timeout_s), config, login_failed=login_failed)
-            return f"Kafka at {address} {sentence}" if sentence else None
+            listener = look(address, config, timeout_s)
+            return _sentence(address, _compare(listener, config, login_failed=login_failed))
     return None
 
 
-def look(address: Address, config: ClientConfig, timeout_s: float = CONNECT_S) -> Listener:
-    """What listens there. Raises OSError if it takes no connection, TimeoutError if it is silent."""
+def misunderstandings(
+    brokers: Sequence[Address], config: ClientConfig, timeout_s: float = CONNECT_S
+) -> dict[Address, str]:
+    """Why each of these does not let us in, that does not. `brokers`: as the cluster names them. All are asked at once."""
+
+    def ask(address: Address) -> str | None:
+        with contextlib.suppress(OSError, ValueError, OverflowError):
+            listener = look(address, config, timeout_s, "its advertised.listeners")
+            return _sentence(address, _compare(listener, config, login_failed=False))
+        return None
+
+    if not brokers:
+        return {}
+    with ThreadPoolExecutor(min(16, len(brokers))) as pool:
+        asked = zip(brokers, pool.map(ask, brokers), strict=True)
+        return {address: sentence for address, sentence in asked if sentence is not None}
+
+
+def _sentence(address: Address, why: str | None) -> str | None:
+    return f"Kafka at {address} {why}" if why else None
+
+
+def look(
+    address: Address,
+    config: ClientConfig,
+    timeout_s: float = CONNECT_S,
+    named_in: str = "KAFKA_BOOTSTRAP",
+) -> Listener:
+    """What listens there. Raises OSError if it takes no connection, TimeoutError if it is silent.
+
+    `named_in`: where its address comes from.
+    """
     wants_tls = str(config.get("security.protocol", "")).upper().endswith("SSL")
     with socket.create_connection(address, timeout=timeout_s) as plain:
         context = _context(config) if wants_tls else unverified()
@@ -83,7 +114,7 @@ def look(address: Address, config: ClientConfig, timeout_s: float = CONNECT_S) -
             with context.wrap_socket(plain, server_hostname=address.host) as secured:
                 return Listener(True, *_ask_for_login(secured, config))
         except ssl.SSLCertVerificationError as error:
-            return Listener(True, problem=certificate_problem(error, address.host, "KAFKA_BOOTSTRAP", _TRUST))
+            return Listener(True, problem=certificate_problem(error, address.host, named_in, _TRUST))
         except ssl.SSLError as error:
             if "ALERT" in (error.reason or ""):
                 return Listener(

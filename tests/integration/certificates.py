@@ -21,12 +21,15 @@ class Certificates:
         self._folder = folder
         self._authority = trustme.CA()
         self.ca = self._write("ca.pem", self._authority.cert_pem.bytes())
-        self.other_ca = self._write("other-ca.pem", trustme.CA().cert_pem.bytes())
+        other_authority = trustme.CA()
+        self.other_ca = self._write("other-ca.pem", other_authority.cert_pem.bytes())
         self.server = self._key_and_chain("server.pem", self._authority.issue_cert("127.0.0.1"))
         """For 127.0.0.1, and for no other name."""
         yesterday = datetime.now(UTC) - timedelta(days=1)
         before = yesterday - timedelta(days=9)
         expired = self._authority.issue_cert("127.0.0.1", not_before=before, not_after=yesterday)
+        self.foreign = self._key_and_chain("foreign.pem", other_authority.issue_cert("127.0.0.1"))
+        """Of the CA that nobody has heard of."""
         self.expired = self._key_and_chain("expired.pem", expired)
         client = self._authority.issue_cert("client.test", common_name="certified")
         self.client = self._write("client.pem", client.cert_chain_pems[0].bytes())

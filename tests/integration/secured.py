@@ -14,7 +14,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported
 
 from promptbus.rights import Right
 from stack.kafka import Kafka
-from stack.security import Security
+from stack.security import Door, Security
 from tests.integration.certificates import Certificates
 from tests.integration.rules import Rules
 from tests.integration.system import System
@@ -74,7 +74,16 @@ class Secured:
 def secured_kafka(folder: Path) -> Iterator[Secured]:
     """A broker with TLS, SASL and rules, that ends with the block."""
     certificates = Certificates(folder)
-    security = Security(certificates.server, certificates.ca, PASSWORDS, {"EXPIRED": certificates.expired})
+    server = certificates.server
+    doors = {
+        "EXPIRED": Door(certificates.expired),
+        "FOREIGN": Door(certificates.foreign),
+        "TO_EXPIRED": Door(server, advertised="EXPIRED"),
+        "TO_FOREIGN": Door(server, advertised="FOREIGN"),
+        "TO_OTHER_NAME": Door(server, advertised="localhost"),
+        "SHORT_LOGINS": Door(server, properties={"connections.max.reauth.ms": "2000"}),
+    }
+    security = Security(server, certificates.ca, PASSWORDS, doors)
     with Kafka(security=security) as kafka:
         yield Secured(kafka, certificates)
 

@@ -16,6 +16,8 @@ from promptbus.settings import KafkaSettings
 from promptbus.topic_reader import TopicReader
 from promptbus_worker import kafka, startup
 from promptbus_worker.doctor_kafka import KafkaCheckup
+from promptbus_worker.preflight import Level
+from promptbus_worker.refusals import not_let_in
 from promptbus_worker.settings import Settings
 from promptbus_worker.startup import Refused, wait_for_surroundings
 from promptbus_worker.triton import TritonClient
@@ -248,3 +250,32 @@ def test_files_that_are_not_there_are_refused_at_once(secured: Secured) -> None:
     settings = worker_settings(_client(secured, KAFKA_SSL_CA_LOCATION="/nowhere/ca.pem"))
     with pytest.raises(kafka.Unusable, match=r"ssl\.ca\.location failed.*KAFKA_SSL_"):
         kafka.admin_client(settings, "w")
+
+
+ADVERTISED = {
+    "TO_EXPIRED": ("has expired", "renew it"),
+    "TO_FOREIGN": ("a certificate of a CA that is not known here", "KAFKA_SSL_CA_LOCATION"),
+    "TO_OTHER_NAME": ("a certificate that is not for 'localhost'", "its advertised.listeners"),
+}
+
+
+@pytest.mark.parametrize("door", ADVERTISED)
+def test_a_certificate_that_only_an_advertised_broker_shows_is_told(secured: Secured, door: str) -> None:
+    environment = {**secured.environment("client"), "KAFKA_BOOTSTRAP": secured.kafka.address(door)}
+    settings = worker_settings(environment)
+    named, unchecked = (finding.line() for finding in KafkaCheckup(settings, budget_s=60).findings())
+    assert named.startswith("FAIL  a broker that the others name cannot be used")
+    assert "topics, rights and offsets were not checked" in unchecked
+    while_it_runs = not_let_in(settings, "w")
+    assert while_it_runs is not None
+    for fragment in ADVERTISED[door]:
+        assert fragment in named
+        assert fragment in while_it_runs
+
+
+def test_one_bad_address_among_good_ones_is_worth_a_word(secured: Secured) -> None:
+    good, bad = secured.kafka.address("SASL_SSL"), secured.kafka.address("EXPIRED")
+    settings = worker_settings({**secured.environment("client"), "KAFKA_BOOTSTRAP": f"{bad},{good}"})
+    (warning,) = (f for f in KafkaCheckup(settings, budget_s=60).findings() if "KAFKA_BOOTSTRAP" in f.what)
+    assert warning.level is Level.WARN
+    assert f"Kafka at {bad} shows a certificate that has expired" in warning.mend
