@@ -14,13 +14,19 @@ A commit or an abort whose end is still not known when its time is over is answe
 the old one's request may be on its way, and Kafka's client has no means (KIP-890) against one that arrives during a
 later transaction. For the same reason a producer that needed several attempts for one of them is replaced afterwards.
 
-All on the consumer's thread. Calls block, but no longer than they are told to.
+librdkafka sends offsets to the group's coordinator, and while it has no connection with that one, its time-out does not
+hold: it waits for whatever a broker does next. That may be for ever, for after it has lost all brokers it waits for one
+that it has itself forgotten. So a thread waits with it, and a producer that does not come back is given up as well.
+
+All on the consumer's thread, but for that. Calls block, but no longer than they are told to.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, wait
 from enum import Enum, auto
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -51,6 +57,8 @@ TIMED_OUT = "_TIMED_OUT"
 """The error's name of a transaction that did not get to its commit in time."""
 INIT_S = 1.0
 ABORT_S = 3.0
+OVERDUE_S = 0.5
+"""By how much a call may outlast its time before it counts as one that does not come back."""
 
 
 class Flagged(DeliveryError, Protocol):
@@ -91,6 +99,10 @@ class Result(NamedTuple):
 
 class _OutOfTime(Exception):
     """An operation's time was over before it had an end."""
+
+
+class _Overdue(Exception):
+    """A call does not come back; its producer takes no other one meanwhile."""
 
 
 class _Spoilt(Exception):
@@ -171,11 +183,17 @@ class Transactions:
                 return self._abort(producer, None)
             self._resume(
                 producer,
-                lambda time_s: producer.send_offsets_to_transaction([*offsets], metadata, time_s),
+                lambda time_s: _come_back(
+                    partial(producer.send_offsets_to_transaction, [*offsets], metadata, time_s),
+                    max(time_s, to_write.remaining_s()) + OVERDUE_S,
+                ),
                 to_write,
             )
         except _OutOfTime:
             return self._abort(producer, TIMED_OUT)
+        except _Overdue:
+            self._unknown("its offsets")  # without a commit it is aborted, by whomever
+            return Result(Ended.ABORTED, [], TIMED_OUT)
         except _Spoilt as spoilt:
             return self._abort(producer, str(spoilt))
         except KafkaException as failure:
@@ -290,3 +308,20 @@ class Transactions:
         return transaction_verdict(
             fatal=error.fatal(), requires_abort=error.txn_requires_abort(), retriable=error.retriable()
         )
+
+
+def _come_back(call: Callable[[], None], within_s: float) -> None:
+    """Run it in a thread of its own. Raises what it raises, or _Overdue; then the thread stays for as long as it takes."""
+    ended: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            call()
+            ended.set_result(None)
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, name="kafka-offsets", daemon=True).start()
+    if not wait([ended], within_s).done:
+        raise _Overdue
+    ended.result()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import cast
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
-from promptbus_worker import kafka
+from promptbus_worker import kafka, transactions
 from promptbus_worker.kafka_outcomes import TransactionAction, transaction_verdict
 from promptbus_worker.ledger import Ownership
 from promptbus_worker.record import Pending, Record
@@ -27,6 +28,7 @@ from tests.unit.worker.fake_transactions import (
 )
 
 MEMBER = b"CGMDv2:\1\0\0\0g\0\0\1"
+BUDGET_S = 5.0
 LATE = Fault(error=TIMED_OUT, done=False)
 DONE_BUT_LATE = Fault(error=TIMED_OUT)
 
@@ -51,7 +53,7 @@ class Rig:
                 Outgoing(Pending(record, "id", "reply", "results"), "results", None, value, [], False)
             )
         offsets = [TopicPartition("requests", 0, 3, "pb1:x")]
-        return self.transactions.run(records, offsets, lambda: metadata, 5.0)
+        return self.transactions.run(records, offsets, lambda: metadata, BUDGET_S)
 
     def nothing_is_committed(self) -> None:
         assert self.brokers.visible == []
@@ -60,6 +62,10 @@ class Rig:
     @property
     def committed(self) -> tuple[int | None, list[bytes]]:
         return self.brokers.group.committed.get(0), self.brokers.visible
+
+
+def assert_true(value: bool) -> None:
+    assert value
 
 
 def ready() -> Rig:
@@ -210,6 +216,32 @@ def test_a_missing_right_for_a_topic_stops() -> None:
     ((reason, restart),) = rig.stopped
     assert "WRITE" in reason
     assert not restart
+
+
+@pytest.mark.parametrize("late", ["before the next producer is ready", "after it"])
+def test_a_producer_that_does_not_come_back_with_its_offsets_is_given_up(
+    late: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = ready()
+    monkeypatch.setattr(transactions, "OVERDUE_S", 0.05 - BUDGET_S * transactions.TO_WRITE)
+    broker_is_back = threading.Event()
+    fault = Fault(before=lambda: assert_true(broker_is_back.wait(30)))
+    rig.brokers.faults["send_offsets_to_transaction"].append(fault)
+    before = set(threading.enumerate())
+    assert rig.run() == Result(Ended.ABORTED, [], "_TIMED_OUT")
+    rig.nothing_is_committed()
+    (waiting,) = set(threading.enumerate()) - before
+    if late.startswith("before"):
+        broker_is_back.set()
+        waiting.join()
+    assert rig.transactions.ready()
+    broker_is_back.set()
+    waiting.join()
+    assert rig.brokers.producers[0].calls[-1] == "send_offsets_to_transaction", "it takes no other call"
+    assert rig.run().ended is Ended.COMMITTED
+    assert rig.committed == (3, [b"a", b"b", b"c"])
+    assert len(rig.brokers.producers) == 2
+    assert rig.stopped == []
 
 
 def test_a_full_queue_is_waited_for() -> None:
