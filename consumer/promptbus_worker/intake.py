@@ -78,8 +78,8 @@ class Loop(TransactionsLoop, Protocol):
         """The worker cannot go on; `reason` is a sentence for the operator. `restart`: a new process may mend it."""
         ...
 
-    def trouble(self, why: str) -> None:
-        """The client has an error that it deals with itself; brokers may be gone."""
+    def trouble(self, error: str, text: str) -> None:
+        """The client has an error that it deals with itself, by name and in its words; brokers may be gone."""
         ...
 
 
@@ -246,7 +246,7 @@ class Intake:
         if error.fatal():
             self._stop(stop_sentence(error.name(), error.str()), restart=not needs_operator(error.name()))
         else:
-            self._loop.trouble(f"{error.name()}: {error.str()}")
+            self._loop.trouble(error.name(), error.str())
 
     def _consumer_error(self, error: KafkaError) -> None:
         name = error.name()

@@ -72,7 +72,6 @@ _RIGHTS: Mapping[str, str] = {
         "Kafka denies the transactional id. Grant this user WRITE and DESCRIBE on it."
     ),
     "SASL_AUTHENTICATION_FAILED": "Kafka refuses the credentials. Check KAFKA_SASL_USERNAME and its password.",
-    "_AUTHENTICATION": "Kafka refuses the credentials. Check the KAFKA_SASL_... and KAFKA_SSL_... settings.",
     "UNSUPPORTED_SASL_MECHANISM": "Kafka does not know this SASL mechanism. Check KAFKA_SASL_MECHANISM.",
 }
 
@@ -125,6 +124,7 @@ _STOP_SENTENCES: Mapping[str, str] = {
 _LATER = frozenset(
     {
         "_ALL_BROKERS_DOWN",
+        "_AUTHENTICATION",  # what was to go over a connection whose login is refused now; at start others decide
         "_DESTROY_BROKER",
         "_FAIL",
         "_IN_PROGRESS",
@@ -188,6 +188,11 @@ _NOT_OURS = frozenset(
 # errors whose flags are always false.
 _FATAL = "_FATAL"
 _NEW_PROTOCOLS_REQUEST = "ConsumerGroupHeartbeat fatal error: Broker: API version not supported"
+
+
+def refuses_connection(name: str) -> bool:
+    """Whether a broker is there and does not let us in: TLS or login do not come about."""
+    return name in ("_AUTHENTICATION", "_SSL", "SASL_AUTHENTICATION_FAILED")
 
 
 def needs_operator(name: str) -> bool:

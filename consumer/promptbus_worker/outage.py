@@ -17,8 +17,15 @@ class Outage:
         self._said_at = 0.0
         self.down_since: float | None = None
 
-    def look(self, down: bool, now: float, why: str | None = None, then: str = "") -> None:
-        """Say what has changed. `then`: what follows from it, for people."""
+    def look(
+        self,
+        down: bool,
+        now: float,
+        why: str | None = None,
+        then: str = "",
+        what: str = "does not answer",
+    ) -> None:
+        """Say what has changed. `then`: what follows from it, for people. `what`: how it is gone."""
         if not down:
             if self.down_since is not None:
                 self._log.info("%s answers again, after %.1f s%s", self._what, now - self.down_since, then)
@@ -27,9 +34,9 @@ class Outage:
         extra = {} if why is None else {"error": why}
         if self.down_since is None:
             self.down_since = self._said_at = now
-            self._log.warning("%s does not answer%s", self._what, then, extra=extra)
+            self._log.warning("%s %s%s", self._what, what, then, extra=extra)
         elif now - self._said_at >= SAY_EVERY_S:
             self._said_at = now
             self._log.warning(
-                "%s still does not answer, for %.0f s now", self._what, now - self.down_since, extra=extra
+                "%s still %s, for %.0f s now", self._what, what, now - self.down_since, extra=extra
             )

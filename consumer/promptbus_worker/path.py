@@ -103,7 +103,12 @@ class Path:
             else None,
         )
         gates = Gates(specs)
-        self._brokers = BrokerWatch(self._ask_broker, settings.kafka_bootstrap, time.monotonic)
+        self._brokers = BrokerWatch(
+            self._ask_broker,
+            partial(refusals.not_let_in, settings, name),
+            settings.kafka_bootstrap,
+            time.monotonic,
+        )
         self._client: Producer | AdminClient
         parts = ReplyParts(
             records=ReplyRecords(
@@ -171,6 +176,7 @@ class Path:
 
     def _producer_error(self, error: DeliveryError) -> None:
         self._acknowledged_replies.client_error(error)
+        self._brokers.trouble(error.name(), error.str())
 
     def _must_wait(self) -> bool:
         return self.dispatcher.must_poll_first()
@@ -268,9 +274,9 @@ class Path:
         """The consumer cannot go on."""
         self._soon(self._stop, reason, restart)
 
-    def trouble(self, why: str) -> None:
+    def trouble(self, error: str, text: str) -> None:
         """A Kafka client has an error."""
-        self._soon(self._brokers.trouble, why)
+        self._soon(self._brokers.trouble, error, text)
 
     def _soon(self, call: Callable[..., None], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: this process is past caring

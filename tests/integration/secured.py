@@ -10,6 +10,9 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported, not by its __all__
     AdminClient,
     NewTopic,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
 )
 
 from promptbus.rights import Right
@@ -23,6 +26,7 @@ PASSWORDS = {
     "worker": "worker-password-7c1f",
     "client": "client-password-93ab",
     "nobody": "nobody-password-55d0",
+    "changing": "changing-password-2e8b",
 }
 
 
@@ -68,6 +72,17 @@ class Secured:
         producer = Producer({"bootstrap.servers": self.kafka.bootstrap})
         producer.produce(topic, value)
         assert producer.flush(20) == 0
+
+    def change_password(self, user: str, password: str) -> None:
+        """For new logins by SCRAM-SHA-512, from now on."""
+        info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+        change = UserScramCredentialUpsertion(user, info, password.encode())
+        self.admin.alter_user_scram_credentials([change])[user].result(20)
+
+    @property
+    def failed_logins(self) -> int:
+        """All so far."""
+        return self.kafka.log.read_text().count("Failed authentication with")
 
 
 @contextmanager

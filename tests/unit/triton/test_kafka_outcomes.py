@@ -57,6 +57,7 @@ def test_every_error_has_its_verdicts_and_fatal_always_stops(name: str) -> None:
     [
         ("_MSG_TIMED_OUT", DeliveryAction.RESEND),
         ("_TRANSPORT", DeliveryAction.RESEND),
+        ("_AUTHENTICATION", DeliveryAction.RESEND),
         ("NOT_ENOUGH_REPLICAS", DeliveryAction.RESEND),
         ("_INVALID_DIFFERENT_RECORD", DeliveryAction.RESEND),
         ("MSG_SIZE_TOO_LARGE", DeliveryAction.TOO_LARGE),
@@ -85,6 +86,7 @@ def test_a_failed_delivery(name: str, action: DeliveryAction) -> None:
         ("_ASSIGNMENT_LOST", CommitAction.LOST),
         ("STALE_MEMBER_EPOCH", CommitAction.RETRY),
         ("NOT_COORDINATOR", CommitAction.RETRY),
+        ("_AUTHENTICATION", CommitAction.RETRY),
         ("_TIMED_OUT", CommitAction.RETRY),
         ("_WAIT_COORD", CommitAction.RETRY),
         ("GROUP_AUTHORIZATION_FAILED", CommitAction.STOP),
@@ -100,6 +102,7 @@ def test_a_commits_answer(name: str, action: CommitAction) -> None:
     [
         ("_PARTITION_EOF", ConsumerAction.CARRY_ON),
         ("_TRANSPORT", ConsumerAction.CARRY_ON),
+        ("_AUTHENTICATION", ConsumerAction.CARRY_ON),
         ("_ALL_BROKERS_DOWN", ConsumerAction.CARRY_ON),
         ("_RESOLVE", ConsumerAction.CARRY_ON),
         ("NOT_COORDINATOR", ConsumerAction.CARRY_ON),

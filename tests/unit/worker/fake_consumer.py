@@ -335,8 +335,8 @@ class RecordingLoop:
     def stop(self, reason: str, restart: bool) -> None:
         self.stopped.append((reason, restart))
 
-    def trouble(self, why: str) -> None:
-        self.troubles.append(why)
+    def trouble(self, error: str, text: str) -> None:
+        self.troubles.append(f"{error}: {text}")
 
 
 class _DoneQueue:

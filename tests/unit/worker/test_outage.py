@@ -77,34 +77,41 @@ def test_a_dead_letter_has_a_line_that_says_which_request_it_was(caplog: pytest.
 
 
 class Brokers:
-    """What asking them comes to."""
+    """What asking them comes to, and logging in."""
 
-    def __init__(self, gone_for: int) -> None:
+    def __init__(self, gone_for: int = 0, refused_for: int = 0) -> None:
         self.gone_for = gone_for
+        self.refused_for = refused_for
         self.asked = 0
+        self.logins = 0
 
     def ask(self) -> None:
         self.asked += 1
         if self.asked <= self.gone_for:
             raise KafkaException("no")
 
+    def log_in(self) -> str | None:
+        self.logins += 1
+        return "check the password" if self.logins <= self.refused_for else None
 
-def watched(brokers: Brokers, monkeypatch: pytest.MonkeyPatch) -> None:
+
+def watched(brokers: Brokers, monkeypatch: pytest.MonkeyPatch, *errors: str, for_s: float = 100) -> None:
     async def at_once(function: partial[object]) -> object:
         return function()
 
     async def body() -> None:
-        watch = BrokerWatch(brokers.ask, "k:9092", loop().time)
+        watch = BrokerWatch(brokers.ask, brokers.log_in, "k:9092", loop().time)
         for _ in range(100):
-            watch.trouble("_ALL_BROKERS_DOWN: 1/1 brokers are down")
+            for error in errors or ("_ALL_BROKERS_DOWN",):
+                watch.trouble(error, "1/1 brokers are down")
+        await asyncio.sleep(for_s)
+        asked = brokers.asked, brokers.logins
         await asyncio.sleep(100)
-        asked = brokers.asked
-        await asyncio.sleep(100)
-        assert brokers.asked == asked, "it sleeps when all is well"
+        assert (brokers.asked, brokers.logins) == asked, "it sleeps when all is well"
         await watch.stop()
-        watch.trouble("too late")
+        watch.trouble("_FAIL", "too late")
         await asyncio.sleep(10)
-        assert brokers.asked == asked
+        assert (brokers.asked, brokers.logins) == asked
 
     with monkeypatch.context() as patch:
         patch.setattr(asyncio, "to_thread", at_once)  # a thread's time is not virtual
@@ -128,3 +135,31 @@ def test_a_connection_that_is_only_replaced_is_no_line(
     caplog.set_level(logging.INFO)
     watched(Brokers(gone_for=0), monkeypatch)
     assert caplog.messages == []
+
+
+def test_a_refused_login_is_told_with_its_reason_and_tried_again_at_leisure(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    brokers = Brokers(refused_for=12)
+    watched(brokers, monkeypatch, "_ALL_BROKERS_DOWN", "_AUTHENTICATION", for_s=130)
+    assert caplog.messages == [
+        "Kafka at k:9092 cannot be connected to: requests wait until it can",
+        "Kafka at k:9092 still cannot be connected to, for 60 s now",
+        "Kafka at k:9092 answers again, after 120.0 s",
+    ]
+    assert [vars(r).get("error") for r in caplog.records] == [
+        "check the password",
+        "check the password",
+        None,
+    ]
+    assert brokers.logins == 13
+
+
+def test_a_login_that_works_again_at_once_is_no_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    brokers = Brokers()
+    watched(brokers, monkeypatch, "_AUTHENTICATION")
+    assert (brokers.logins, caplog.messages) == (1, [])
