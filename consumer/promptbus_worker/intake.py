@@ -108,6 +108,8 @@ class Intake:
         self._config = {**consumer_config, "error_cb": self._client_error}
         self._topic = topic
         self._group = str(consumer_config.get("group.id", ""))
+        # KIP-848's client tells nothing of an assignment without partitions: whoever polls may be a member.
+        self._hears_of_nothing = consumer_config.get("group.protocol") != "consumer"
         self._positions = positions
         self._loop = loop
         self._metrics = metrics
@@ -133,6 +135,7 @@ class Intake:
         self.progress_at = clock()
         self.polled_at = float("-inf")
         self.joined = False
+        """Whether it is a member of the group, be it without partitions."""
 
     def _make_commits(
         self, make_transactions: Callable[[Callable[[str, bool], None]], Transactions] | None
@@ -233,6 +236,8 @@ class Intake:
         records = self._polling.poll(consumer, max(1, room), self._commits.wait_s(POLL_S))
         self._poll_wanted = False
         self.polled_at = began
+        if not self._hears_of_nothing:
+            self.joined = True
         if records:
             self._loop.accept(records)
 

@@ -10,7 +10,7 @@ import pytest
 from stack.kafka import Kafka
 from stack.triton import Triton
 from tests.integration.account import Account, answered, holding, parts, shared
-from tests.integration.system import System, eventually, system
+from tests.integration.system import CLASSIC, CONSUMER, System, eventually, system
 
 SLOW = "[[slow:100]]"  # a batch takes 0.1 s: 160 prompts a second
 
@@ -39,10 +39,12 @@ def test_a_stop_while_the_group_rebalances_answers_none_twice(
     assert account.settle().repeated == []
 
 
-def test_a_worker_without_partitions_leaves_the_group(
-    shared_kafka: Kafka, shared_triton: Triton, tmp_path: Path
+@pytest.mark.parametrize("protocol", [CLASSIC, CONSUMER])
+def test_a_worker_without_partitions_is_ready_and_leaves_the_group(
+    shared_kafka: Kafka, shared_triton: Triton, tmp_path: Path, protocol: str
 ) -> None:
-    with system(shared_kafka, shared_triton, tmp_path, partitions=1) as made:
+    env = {"KAFKA_GROUP_PROTOCOL": protocol}
+    with system(shared_kafka, shared_triton, tmp_path, partitions=1, env=env) as made:
         leaves(made)
 
 

@@ -377,6 +377,7 @@ class Rig:
         lag_report: LagReport | None = None,
         clock: FakeClock | None = None,
         make_transactions: Callable[[FakeClock, Callable[[str, bool], None]], Transactions] | None = None,
+        protocol: str = "classic",
     ) -> None:
         self.group = group if group is not None else Group()
         self.clock = clock or FakeClock()
@@ -385,7 +386,7 @@ class Rig:
         self.while_waiting: Callable[[], None] = _nothing
         self.made: list[FakeConsumer] = []
         self.intake = Intake(
-            {"group.id": "g"},
+            {"group.id": "g", "group.protocol": protocol},
             TOPIC,
             positions=Positions(start_at_end=start_at_end),
             loop=self.loop,

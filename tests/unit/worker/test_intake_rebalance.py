@@ -36,6 +36,19 @@ def test_reading_begins_at_the_committed_offset() -> None:
     assert rig.intake.joined
 
 
+@pytest.mark.parametrize(("protocol", "joined"), [("classic", False), ("consumer", True)])
+def test_a_member_that_gets_no_partitions_is_told_so_by_the_classic_protocol_only(
+    protocol: str, joined: bool
+) -> None:
+    rig = Rig(group_of(10, committed=4), protocol=protocol)
+    assert not rig.intake.joined
+    rig.step()
+    assert rig.intake.joined is joined
+    rig.consumer.assign()
+    rig.step()
+    assert rig.intake.joined
+
+
 def test_nothing_is_delivered_before_the_committed_offset_was_read() -> None:
     rig = Rig(group_of(10, committed=4))
     rig.consumer.failures["committed"] = [kafka_error("_TIMED_OUT")] * 3
