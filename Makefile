@@ -6,6 +6,9 @@ BIN := .venv/bin
 # Settings of a cluster of yours must not leak into tests and local servers.
 CLEAN_ENV := env $$(env | sed -n 's/^\(\(KAFKA\|TRITON\|OTEL\)_[A-Za-z0-9_]*\)=.*/-u \1/p')
 
+# Which group protocol workers use where a test does not choose.
+WITH_PROTOCOL := $(if $(PROTOCOL),TEST_GROUP_PROTOCOL=$(PROTOCOL))
+
 # They measure, so nothing may run beside them.
 ALONE := tests/integration/test_throughput.py tests/load/test_load.py
 
@@ -34,8 +37,8 @@ up: ready ## Kafka, Triton and a worker in the background (WORKER=0: none, ENGIN
 down: ready ## stop what `make up` started
 	@$(BIN)/python -m stack.down
 
-test: ready-to-test ## every test, with real services
-	@$(CLEAN_ENV) $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 tests $(addprefix --ignore ,$(ALONE)) $(PYTEST_ARGS)
+test: ready-to-test ## every test, with real services (PROTOCOL=consumer: with Kafka's new group protocol)
+	@$(CLEAN_ENV) $(WITH_PROTOCOL) $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 tests $(addprefix --ignore ,$(ALONE)) $(PYTEST_ARGS)
 	@$(CLEAN_ENV) $(BIN)/pytest $(ALONE)
 
 test-unit: ready ## the tests that need no Kafka and no Triton

@@ -69,7 +69,7 @@ class Account:
                     right = reply.response is not None and reply.response.startswith(answer)
                 if not right:
                     wrong.append(reply)
-        assert wrong == []
+        assert not wrong, [(reply.request_id, reply.response or reply.error) for reply in wrong[:3]]
         assert len(replies.repeated) <= len(self)  # and raises if a request has two different replies
 
     @contextmanager

@@ -20,7 +20,7 @@ from stack.kafka import Kafka
 from stack.security import Door, Security
 from tests.integration.certificates import Certificates
 from tests.integration.rules import Rules
-from tests.integration.system import System
+from tests.integration.system import SHORT_SESSIONS, System
 
 PASSWORDS = {
     "worker": "worker-password-7c1f",
@@ -99,7 +99,7 @@ def secured_kafka(folder: Path) -> Iterator[Secured]:
         "SHORT_LOGINS": Door(server, properties={"connections.max.reauth.ms": "2000"}),
     }
     security = Security(server, certificates.ca, PASSWORDS, doors)
-    with Kafka(security=security) as kafka:
+    with Kafka(security=security, properties=SHORT_SESSIONS) as kafka:
         yield Secured(kafka, certificates)
 
 

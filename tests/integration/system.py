@@ -31,6 +31,8 @@ T = TypeVar("T")
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _QUIET = {"log_level": 0}
 CLASSIC, CONSUMER = "classic", "consumer"
+GROUP_PROTOCOL = os.environ.get("TEST_GROUP_PROTOCOL", CLASSIC)
+"""What workers use where a test does not choose; `make test PROTOCOL=consumer` sets it."""
 SHORT_SESSIONS = {
     "group.consumer.min.session.timeout.ms": "6000",
     "group.consumer.session.timeout.ms": "6000",
@@ -199,6 +201,7 @@ class System:
             "METRICS_PORT": "0",
             "LOG_FORMAT": "json",
             "KAFKA_SESSION_TIMEOUT_MS": "6000",
+            "KAFKA_GROUP_PROTOCOL": GROUP_PROTOCOL,
             **self.env,
             **more,
         }

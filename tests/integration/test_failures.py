@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 from stack.kafka import Kafka
 from stack.triton import Triton
 from tests.integration.account import Account, answered, dead_letters, holding, uncommitted
-from tests.integration.system import System, Workers, eventually, system
+from tests.integration.system import SHORT_SESSIONS, System, Workers, eventually, system
 
 SLOW = "[[slow:100]]"  # a batch takes 0.1 s: 160 prompts a second
 OUT_OF_TIME = 'promptbus_retries_total{reason="timeout"}'
@@ -43,7 +43,7 @@ def fragile(shared_kafka: Kafka, own_triton: Triton, tmp_path: Path) -> Iterator
 @pytest.fixture(scope="module")
 def own_kafka() -> Iterator[Kafka]:
     """A broker that these tests stop."""
-    with Kafka() as kafka:
+    with Kafka(properties=SHORT_SESSIONS) as kafka:
         yield kafka
 
 

@@ -14,7 +14,7 @@ import pytest
 from stack.kafka import Kafka
 from stack.triton import Triton
 from tests.integration.account import Account, answered, holding, shared, uncommitted
-from tests.integration.system import System, Workers, eventually, system
+from tests.integration.system import SHORT_SESSIONS, System, Workers, eventually, system
 
 SLOW = "[[slow:100]]"  # a batch takes 0.1 s: 160 prompts a second
 
@@ -185,7 +185,7 @@ def test_workers_without_their_supervisor_drain(whole: System) -> None:
 @pytest.fixture(scope="module")
 def own_kafka() -> Iterator[Kafka]:
     """A broker that these tests stop."""
-    with Kafka() as kafka:
+    with Kafka(properties=SHORT_SESSIONS) as kafka:
         yield kafka
 
 

@@ -13,7 +13,7 @@ import pytest
 from stack.kafka import Kafka
 from stack.triton import Triton
 from tests.integration.account import Account, answered, dead_letters, holding
-from tests.integration.system import System, Workers, eventually, system
+from tests.integration.system import SHORT_SESSIONS, System, Workers, eventually, system
 
 SLOW = "[[slow:100]]"  # a batch takes 0.1 s: 160 prompts a second
 SHORT = {"WORKER_STUCK_S": "5", "TRITON_TIMEOUT_S": "4"}
@@ -112,7 +112,7 @@ def test_workers_that_were_frozen_together_with_their_supervisor_go_on(whole: Sy
 def breakable(tmp_path: Path) -> Iterator[tuple[Kafka, Triton, System]]:
     """Servers of this test's own."""
     with (
-        Kafka() as kafka,
+        Kafka(properties=SHORT_SESSIONS) as kafka,
         Triton(engine="canned", env={"GPT4_NANO_TEST_PROMPTS": "1"}) as triton,
         system(kafka, triton, tmp_path) as made,
     ):

@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from stack.kafka import Kafka
 from stack.triton import Triton
 from tests.integration.account import Account, answered, dead_letters, holding, offsets_reader, uncommitted
-from tests.integration.system import CLASSIC, CONSUMER, System, eventually, system
+from tests.integration.system import CLASSIC, CONSUMER, SHORT_SESSIONS, System, eventually, system
 
 SLOW = "[[slow:100]]"  # a batch takes 0.1 s: 160 prompts a second
 SETTLED_WITHIN_S = 300.0
@@ -149,7 +149,7 @@ def test_workers_come_and_go_and_prompts_fail(exactly_once: System) -> None:
 
 def test_a_broker_killed_under_load(shared_triton: Triton, tmp_path: Path) -> None:
     with (
-        Kafka() as kafka,
+        Kafka(properties=SHORT_SESSIONS) as kafka,
         system(kafka, shared_triton, tmp_path, env={"WORKER_DELIVERY": "transactional"}) as whole,
     ):
         account = Account(whole)
