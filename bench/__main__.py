@@ -122,8 +122,8 @@ def main(arguments: list[str]) -> int:
     results = here(options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS), quick=options.quick)
     try:
         picked = rounds.available(chosen(options), results, say)
-        with_real = any(workload.model == REAL for workload in picked)
-        with Services(with_real_model=with_real, say=say) as services:
+        engine = "llama_cpp" if any(workload.model == REAL for workload in picked) else None
+        with Services(engine=engine, say=say) as services:
             rounds.run(picked, results, services, say)
     except StackError as error:
         failure = str(error)

@@ -192,7 +192,7 @@ def main(arguments: Sequence[str]) -> int:
         f"{datetime.now(UTC):%Y-%m-%d}; the load average before it began was {os.getloadavg()[0]:.1f}.\n"
     ]
     try:
-        with Services(with_real_model=False, say=say) as services:
+        with Services(engine=None, say=say) as services:
             measurements = Measurements(services, options.window, say)
             for name in wanted:
                 title, measure = TABLES[name]

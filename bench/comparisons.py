@@ -59,6 +59,7 @@ COMPARISONS: tuple[Ratio | Share, ...] = (
     _beside("prompts of 1 KB: promptbus ÷ bare loop", "1kb", PROMPTBUS, BARE_LOOP),
     _beside("prompts of 100 KB: promptbus ÷ bare loop", "100kb", PROMPTBUS, BARE_LOOP),
     Ratio("backlog of 1 M ÷ 10 k", "backlog-1m", PROMPTBUS, "backlog-10k", PROMPTBUS),
+    Ratio("100,000 behind an open offset ÷ behind none", "held-back", PROMPTBUS, "one-partition", PROMPTBUS),
 )
 
 

@@ -34,6 +34,12 @@ def request(number: int, size: int, max_tokens: int) -> Record:
     return name, value.encode()
 
 
+def for_model(model: str, record: Record) -> Record:
+    """The same request, to another model than the first that is served."""
+    name, value = record
+    return name, json.dumps({**json.loads(value), "model": model}).encode()
+
+
 def tensor_request(number: int, size: int, max_tokens: int) -> Record:
     """The same in the v2 inference protocol, which is what MLServer reads from Kafka."""
     inputs = [

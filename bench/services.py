@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient
 
 from bench import backlog, prompts
 from bench.contenders.contender import Contender, Place
-from bench.workloads import INSTANT, REAL, SLOW, SLOW_INSTANCES, SLOW_MS, Workload
+from bench.workloads import HELD, HELD_MS, INSTANT, REAL, SLOW, SLOW_INSTANCES, SLOW_MS, Workload
 from promptbus.kafka_errors import error_of, passes
 from stack.kafka import Kafka
 from stack.topics import NewTopicSettings, create_topics
@@ -27,6 +27,7 @@ MODEL = Path(__file__).with_name("model")
 BENCH_MODELS = {
     INSTANT: {"instances": 2, "latency_ms": 0},
     SLOW: {"instances": SLOW_INSTANCES, "latency_ms": SLOW_MS},
+    HELD: {"instances": 1, "latency_ms": HELD_MS},
 }
 MODEL_HEADER: tuple[str, str | bytes | None] = ("mlserver-model", "triton")
 
@@ -34,8 +35,9 @@ MODEL_HEADER: tuple[str, str | bytes | None] = ("mlserver-model", "triton")
 class Services:
     """A context manager: started on entry, and nothing is left of them on exit."""
 
-    def __init__(self, *, with_real_model: bool, say: Callable[[str], None]) -> None:
-        self._with_real_model = with_real_model
+    def __init__(self, *, engine: str | None, say: Callable[[str], None]) -> None:
+        """`engine`: what gpt4_nano answers with; None: that model is not loaded."""
+        self._engine = engine
         self._say = say
         self._stack = ExitStack()
         self._numbers = itertools.count(1)
@@ -47,7 +49,7 @@ class Services:
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             self._say("starting Kafka and Triton")
             self.kafka = stack.enter_context(Kafka())
-            self.triton = stack.enter_context(Triton(repository=self._repository()))
+            self.triton = stack.enter_context(Triton(repository=self._repository(), engine=self._engine))
             self._client: dict[str, str | int | float | bool] = {
                 "bootstrap.servers": self.kafka.bootstrap,
                 "log_level": 0,
@@ -84,14 +86,12 @@ class Services:
         """Write the requests of these numbers to a topic."""
         headers = [MODEL_HEADER] if record is prompts.tensor_request else []
         size, tokens = workload.prompt_bytes, workload.max_tokens
-        backlog.fill(
-            self.kafka.bootstrap,
-            topic,
-            numbers,
-            lambda number: record(number, size, tokens),
-            headers,
-            self._say,
-        )
+
+        def make(number: int) -> prompts.Record:
+            made = record(number, size, tokens)
+            return prompts.for_model(HELD, made) if workload.held_back and number == 0 else made
+
+        backlog.fill(self.kafka.bootstrap, topic, numbers, make, headers, self._say)
 
     def place(self, workload: Workload, contender: Contender, concurrency: int = 0) -> Place:
         """A place of its own for one run: a fresh reply topic, group and folder.
@@ -115,7 +115,7 @@ class Services:
             dead=self.dead,
             group=f"group-{number}",
             triton_url=self.triton.url,
-            model=workload.model,
+            model=workload.models,
             folder=folder,
             prompt_bytes=workload.prompt_bytes,
             max_tokens=workload.max_tokens,
@@ -169,13 +169,13 @@ class Services:
         return name
 
     def _repository(self) -> Path:
-        """The bench's models, and gpt4_nano only if it is measured: its engine takes half a gigabyte."""
+        """The bench's models, and gpt4_nano only if it is measured: its real engine takes half a gigabyte."""
         folder = self.folder / "models"
         template = Template((MODEL / "config.pbtxt.template").read_text())
         for name, values in BENCH_MODELS.items():
             (folder / name / "1").mkdir(parents=True)
             (folder / name / "config.pbtxt").write_text(template.substitute(values, name=name))
             shutil.copy(MODEL / "numbered.py", folder / name / "1" / "model.py")
-        if self._with_real_model:
+        if self._engine is not None:
             (folder / REAL).symlink_to(MODELS / REAL)
         return folder

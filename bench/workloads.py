@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from bench.contenders.known import BARE_LOOP, ONE_AT_A_TIME, PERF_ANALYZER, PROMPTBUS, PROMPTBUS_2
 from bench.contenders.peers import PEERS
 
-INSTANT, SLOW, REAL = "instant", "slow", "gpt4_nano"
+INSTANT, SLOW, HELD, REAL = "instant", "slow", "held", "gpt4_nano"
 SLOW_INSTANCES, SLOW_MS = 4, 150
+HELD_MS = 25_000
+"""Less than TRITON_TIMEOUT_S."""
 SLOW_CAPACITY = SLOW_INSTANCES * 8 / (SLOW_MS / 1000)
 """Prompts per second of the slow model in batches of 8."""
 
@@ -16,6 +18,8 @@ class Workload:
     """`records`: how many requests lie on the topic before anybody starts.
 
     `concurrency`: of those that choose none; 0: they are tried at several before the first round.
+    `held_back`: the first request goes to a model that takes HELD_MS for it.
+    `in_bursts`: answers come batch by batch, with nothing in between.
     With `rates` (prompts per second) latency is measured instead of throughput, for `window_s` each, with requests at
     an even pace or `at_random`.
     """
@@ -35,11 +39,13 @@ class Workload:
     warm_s: float = 1.0
     peer_window_s: float = 20.0
     with_peers: bool = False
+    in_bursts: bool = False
+    held_back: bool = False
 
     @property
-    def in_bursts(self) -> bool:
-        """Answers come batch by batch, with nothing in between."""
-        return self.model != INSTANT
+    def models(self) -> str:
+        """What the contender serves, as TRITON_MODEL takes it."""
+        return f"{self.model},{HELD}" if self.held_back else self.model
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -65,6 +71,7 @@ EVERY = (
         model=SLOW,
         concurrency=2 * SLOW_INSTANCES,
         with_peers=True,
+        in_bursts=True,
     ),
     Workload(
         "real",
@@ -77,6 +84,7 @@ EVERY = (
         max_tokens=8,
         concurrency=2,
         warm_s=0.0,
+        in_bursts=True,
     ),
     Workload(
         "1kb",
@@ -111,6 +119,23 @@ EVERY = (
         records=1_000_000,
     ),
     Workload(
+        "one-partition",
+        "the instant model, 110,000 requests waiting in one partition",
+        (PROMPTBUS,),
+        window_s=20.0,
+        records=110_000,
+        partitions=1,
+    ),
+    Workload(
+        "held-back",
+        "the same, and an offset before them all that stays open for 25 s",
+        (PROMPTBUS,),
+        window_s=20.0,
+        records=110_000,
+        partitions=1,
+        held_back=True,
+    ),
+    Workload(
         "latency",
         "the instant model, requests at an even pace, from when one was due to be sent until its reply was read",
         (PROMPTBUS,),
@@ -133,7 +158,9 @@ EVERY = (
     ),
 )
 BY_NAME = {workload.name: workload for workload in EVERY}
-DEFAULT = tuple(name for name in BY_NAME if name not in ("latency-loop", "drain-1m"))
+DEFAULT = tuple(
+    name for name in BY_NAME if name not in ("latency-loop", "drain-1m", "one-partition", "held-back")
+)
 
 
 def quick() -> list[Workload]:
