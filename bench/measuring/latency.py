@@ -20,6 +20,7 @@ from bench.measuring.run import ContenderFailed, Run, running
 from bench.services import PARTITIONS, Services
 from bench.statistics import percentile
 from bench.workloads import Workload
+from promptbus.settings import DURABLE
 
 WARM_PROMPTS = 200
 WARM_RATE = 200
@@ -33,10 +34,8 @@ class Conversation:
         self._place = place
         self._next = 0
         client = {"bootstrap.servers": place.bootstrap, "log_level": 0}
-        # As PromptClient's: it sends at once, and what comes while five requests are under way goes together.
-        self._producer = Producer(
-            {**client, "linger.ms": 0, "enable.idempotence": True, "partitioner": "murmur2_random"}
-        )
+        # As PromptClient's: it sends at once, and what comes while a batch is under way goes together.
+        self._producer = Producer({**client, "linger.ms": 0, "partitioner": "murmur2_random", **DURABLE})
         self._consumer = Consumer({**client, "group.id": "bench", "enable.auto.commit": False})
         self._consumer.assign([TopicPartition(place.replies, number, 0) for number in range(PARTITIONS)])
 

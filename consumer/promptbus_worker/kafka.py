@@ -17,6 +17,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # documented 
 from promptbus.kafka_errors import ConnectionNotes, settings_refused
 from promptbus.listener import Address
 from promptbus.rights import Right, lacking
+from promptbus.settings import DURABLE
 from promptbus_worker import logs
 from promptbus_worker.preflight import new_topic_config
 from promptbus_worker.settings import Settings
@@ -106,8 +107,7 @@ def producer_config(settings: Settings, client_id: str, limits: Iterable[int]) -
         **settings.client_config(),
         **settings.producer_overrides(),
         "client.id": client_id,
-        "acks": "all",
-        "enable.idempotence": True,
+        **DURABLE,
         "partitioner": "murmur2_random",  # Java's: other programs find a key's replies in the same partition
         # The largest topic decides what may be written at all, the smallest how much may share one request: a broker
         # refuses the whole batch if it is over its topic's limit, small records and all.

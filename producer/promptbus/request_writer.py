@@ -28,7 +28,7 @@ from promptbus.kafka_errors import (
 )
 from promptbus.messages import message_bytes
 from promptbus.rights import Right
-from promptbus.settings import ClientConfig, KafkaSettings
+from promptbus.settings import DURABLE, ClientConfig, KafkaSettings
 
 # A batch that a broker finds too large is refused whole. Batches stay below this size, and whatever is larger alone
 # is compared with the topic's limit first, so one large request never takes small neighbours with it.
@@ -72,8 +72,7 @@ class RequestWriter:
             "log.connection.close": False,
             **settings.client_config(),
             **settings.producer_overrides(),
-            "acks": "all",
-            "enable.idempotence": True,
+            **DURABLE,
         }
         self._fatal: KafkaError | None = None
         try:

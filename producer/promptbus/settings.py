@@ -20,6 +20,8 @@ REFUSED_OVERRIDES = frozenset(
         "acks",
         "request.required.acks",
         "enable.idempotence",
+        "max.in.flight",
+        "max.in.flight.requests.per.connection",
         "group.id",
         "transactional.id",
         "isolation.level",
@@ -35,6 +37,15 @@ REFUSED_OVERRIDES = frozenset(
 
 ClientConfig = dict[str, str | int | float | bool]
 
+DURABLE: ClientConfig = {
+    "acks": "all",
+    "enable.idempotence": True,
+    # The client takes the success of a batch for that of an earlier one of its partition which had failed. But a
+    # leader that does not know this producer yet takes a later batch without the earlier one (KAFKA-15591), and the
+    # first records to a partition would be gone though reported as delivered. So one batch after the other.
+    "max.in.flight.requests.per.connection": 1,
+}
+"""What every producer has, so that a record which is reported as delivered is there."""
 
 NO_CREDENTIALS = "TRITON_URL must not hold credentials. Set TRITON_API_KEY or TRITON_HEADERS__<NAME>."
 _FROM_ENVIRONMENT = SettingsConfigDict(

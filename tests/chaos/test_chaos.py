@@ -22,8 +22,7 @@ def test_one_round_of_faults_loses_nothing() -> None:
     assert report.verdict.requests > 1000
 
 
-# Once it lost two replies of 5,208 requests (docs/chaos.md, "Not clean"). Until it is known why, it is run by hand.
-@pytest.mark.open_question
+# Once it lost two replies of 5,208 requests (docs/chaos.md, "Not clean").
 @pytest.mark.timeout(1200)
 def test_the_order_of_keys_outlives_brokers_and_workers() -> None:
     report = run(SEED, 3, None, print, WITH_ONE, env={ORDERING: "key"})

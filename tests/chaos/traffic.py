@@ -11,6 +11,7 @@ from uuid import uuid4
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
 from promptbus.messages import InvalidReply, decode_reply
+from promptbus.settings import DURABLE
 from tests.chaos.requests import Requests, Sent
 from tests.integration.system import System
 
@@ -42,7 +43,7 @@ class Traffic:
             {
                 **bootstrap,
                 "linger.ms": 5,
-                "enable.idempotence": True,  # a broker that dies must not make two requests of one
+                **DURABLE,  # a broker that dies must not make two requests of one
                 "message.timeout.ms": 0,  # nor none
                 "partitioner": "murmur2_random",
             }

@@ -24,6 +24,7 @@ from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartit
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # exported without __all__
 
 from promptbus.messages import Headers, Reply, decode_reply
+from promptbus.settings import DURABLE
 from stack.kafka import Kafka
 from stack.triton import Triton
 
@@ -168,7 +169,7 @@ class System:
             {
                 "bootstrap.servers": self.kafka.bootstrap,
                 "linger.ms": 5,
-                "enable.idempotence": True,  # a broker that dies must not make two requests of one
+                **DURABLE,  # a broker that dies must not make two requests of one, nor none
                 "partitioner": "murmur2_random",
                 **_QUIET,
             }

@@ -15,6 +15,7 @@ import orjson
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
 from promptbus.messages import decode_reply
+from promptbus.settings import DURABLE
 from tests.integration.system import System
 
 TICK_S = 0.02
@@ -52,7 +53,7 @@ class Flow:
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="flow", daemon=True)
         bootstrap = {"bootstrap.servers": system.kafka.bootstrap, "log_level": 0}
-        self._producer = Producer({**bootstrap, "linger.ms": 5, "enable.idempotence": True})
+        self._producer = Producer({**bootstrap, "linger.ms": 5, **DURABLE})
         self._consumer = Consumer(
             {**bootstrap, "group.id": f"flow-{uuid4().hex}", "enable.auto.commit": False}
         )

@@ -23,6 +23,7 @@ PRODUCER = {
     "client.id": "worker-0",
     "acks": "all",
     "enable.idempotence": True,
+    "max.in.flight.requests.per.connection": 1,
     "partitioner": "murmur2_random",
 }
 
