@@ -9,20 +9,12 @@ from typing import TypeVar
 from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient
 
-from promptbus.kafka_errors import ConnectionNotes
+from promptbus.kafka_errors import FINDING_COORDINATOR, ConnectionNotes
 from promptbus_worker.deadline import Deadline
 from promptbus_worker.preflight import Finding, fail
 from promptbus_worker.settings import Settings
 
 _CALL_S = 5.0
-
-_PASSING = frozenset(
-    {
-        KafkaError.NOT_COORDINATOR,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    }
-)
 
 T = TypeVar("T")
 
@@ -70,7 +62,7 @@ class Admin:
 
 def passing(code: int) -> bool:
     """Whether the group's coordinator is only being found."""
-    return code in _PASSING
+    return code in FINDING_COORDINATOR
 
 
 def text_of(error: Exception) -> str:

@@ -16,11 +16,12 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public name
 )
 
 from promptbus.errors import ReplyTimeout
-from promptbus.kafka_errors import LOG, describe, error_of, refused
+from promptbus.kafka_errors import LOG, describe, error_of, passes, refused
 from promptbus.rights import Right
 from promptbus.settings import KafkaSettings
 
-ASK_S = 2.0  # longest time one question may take
+ASK_S = 2.0  # longest time one question may take, and for so long one that is refused for now is asked again
+AGAIN_S = 0.1
 FRESH_S = 5.0  # many requests time out together; they share one answer
 
 T = TypeVar("T")
@@ -60,13 +61,24 @@ class Silence:
         with self._lock:
             if time.monotonic() - self._asked_at > FRESH_S:
                 try:
-                    self._answer = self._ask()
+                    self._answer = self._ask_until_told()
                 except KafkaException as exception:
                     self._answer = Reason(f"Kafka could not be asked why ({self._problem(exception)})")
                 except FuturesTimeout:
                     self._answer = Reason(f"Kafka did not say why within {2 * ASK_S:g} s")
                 self._asked_at = time.monotonic()
             return self._answer
+
+    def _ask_until_told(self) -> Reason:
+        """A cluster's first group waits for its coordinator to come into being."""
+        until = time.monotonic() + ASK_S
+        while True:
+            try:
+                return self._ask()
+            except KafkaException as exception:
+                if not passes(error_of(exception)) or time.monotonic() > until:
+                    raise
+                time.sleep(AGAIN_S)
 
     def _ask(self) -> Reason:
         admin = AdminClient(dict(self._settings.client_config()), logger=LOG)
