@@ -10,10 +10,9 @@ from typing import Protocol
 
 from promptbus.dead_letters import DeadLetter, Obstacle, Place, Selection, Span, obstacle, redriven
 from promptbus.errors import MessageTooLarge, PromptBusError
+from promptbus.flush import LOOK_EVERY_S, flush
 from promptbus.messages import Headers
 
-FLUSH_S = 60.0
-FLUSH_AFTER_FAILURE_S = 5.0
 CATCH_UP_S = 0.1  # a rate is kept over this long; what was not sent earlier is not made up for
 POLL_EVERY = 100  # records
 
@@ -63,9 +62,11 @@ class Redrive:
         rate: float | None = None,
         limit: int | None = None,
         on_progress: Callable[[int], None] = lambda _: None,
+        stop: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`writer` None: nothing is sent, everything is counted as if it were. `clock`: monotonic seconds."""
+        """`writer` None: nothing is sent, everything is counted as if it were. `stop`: asked between two
+        letters, whether to end as on Ctrl-C. `clock`: monotonic seconds."""
         self._writer = writer
         self._selection = selection
         self._request_topic = request_topic
@@ -74,6 +75,7 @@ class Redrive:
         self._pace = Pace(rate)
         self._limit = limit
         self._on_progress = on_progress
+        self._stop = stop
         self._clock = clock
         self._taken = 0
         self._waiting: dict[Place, str] = {}  # sent and not acknowledged, and the code
@@ -100,9 +102,8 @@ class Redrive:
         except PromptBusError as error:
             self.failure = self.failure or error
         if self._writer is not None:
-            hopeful = self.failure is None and not self.interrupted
             try:
-                self._writer.flush(FLUSH_S if hopeful else FLUSH_AFTER_FAILURE_S)
+                flush(self._writer, self._hopeful)
             except KeyboardInterrupt:
                 self.interrupted = True
         if self._waiting:
@@ -119,6 +120,10 @@ class Redrive:
             if span.partition > at.partition or (span.partition == at.partition and at.offset < span.end)
         ]
 
+    def _hopeful(self) -> bool:
+        self.interrupted = self.interrupted or self._stop()
+        return self.failure is None and not self.interrupted
+
     def _send(self, letters: Iterable[DeadLetter]) -> None:
         for letter in letters:
             # before anything else: wherever this is interrupted, it goes on with this one
@@ -127,7 +132,7 @@ class Redrive:
                 return
             if self._selection.takes(letter):
                 self._take(letter)
-                if self.failure is not None:
+                if self.failure is not None or self.interrupted:
                     return
             self.stopped_at = letter.place._replace(offset=letter.place.offset + 1)
         self.stopped_at = None
@@ -146,7 +151,8 @@ class Redrive:
             self.sent[letter.code] += 1
             return
         self._wait_for_turn(self._writer)
-        if self.failure is not None:
+        self.interrupted = self._stop()
+        if self.failure is not None or self.interrupted:
             return
         record = redriven(letter, keep_deadline=self._keep_deadline)
         self._waiting[letter.place] = letter.code
@@ -165,9 +171,9 @@ class Redrive:
 
     def _wait_for_turn(self, writer: Writer) -> None:
         due = self._pace.next_at(self._clock())
-        while (left := due - self._clock()) > 0 and self.failure is None:
+        while (left := due - self._clock()) > 0 and self.failure is None and not self._stop():
             self._on_progress(self.sent.total())
-            writer.poll(min(left, 0.2))
+            writer.poll(min(left, LOOK_EVERY_S))
 
     def _delivered(self, place: Place, error: PromptBusError | None) -> None:
         if isinstance(error, MessageTooLarge):

@@ -237,7 +237,7 @@ def test_redrive_is_interrupted_and_goes_on_where_it_stopped(
     process = started(["dead-letters", "redrive", "--all", "--rate", "100"], commands.environment, tmp_path)
     requests_of(whole, 20)
     code, _, err = interrupt(process)
-    assert code == 130
+    assert code == 130, err
     stopped = re.search(rb"go on, the same with (--partition 0 --from-offset \d+ --to-offset 299)\n", err)
     assert stopped is not None, err
     commands("redrive", "--all", *stopped[1].decode().split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from promptbus.commands.ctrl_c import CtrlC
 from promptbus.commands.outcome import INTERRUPTED, NO_REPLY, NOT_ALL, OK, USAGE, say
 from promptbus.dead_letter_reader import DeadLetterReader
 from promptbus.dead_letters import Obstacle, Selection, Span, by_code, some
@@ -41,17 +42,19 @@ def redrive(selection: Selection, arguments: argparse.Namespace) -> int:
         if not arguments.dry_run:
             writer = RequestWriter(settings, target, linger_ms=LINGER_MS, delivery_timeout_s=DELIVERY_S)
             writer.open(CONNECT_S)
-        run = Redrive(
-            writer,
-            selection=selection,
-            request_topic=settings.kafka_request_topic,
-            to=arguments.to,
-            keep_deadline=arguments.keep_deadline,
-            rate=None if arguments.dry_run else arguments.rate,
-            limit=arguments.limit,
-            on_progress=lambda sent: progress.show(sent, f"{sent:,} redriven"),
-        )
-        run.run(reader.letters(spans))
+        with CtrlC() as ctrl_c:
+            run = Redrive(
+                writer,
+                selection=selection,
+                request_topic=settings.kafka_request_topic,
+                to=arguments.to,
+                keep_deadline=arguments.keep_deadline,
+                rate=None if arguments.dry_run else arguments.rate,
+                limit=arguments.limit,
+                on_progress=lambda sent: progress.show(sent, f"{sent:,} redriven"),
+                stop=ctrl_c.pressed,
+            )
+            run.run(ctrl_c.while_waiting(reader.letters(spans)))
     finally:
         progress.clear()
         if writer is not None:

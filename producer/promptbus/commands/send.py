@@ -23,8 +23,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from promptbus.commands.ctrl_c import CtrlC
 from promptbus.commands.outcome import INTERRUPTED, NO_REPLY, OK, USAGE, say
 from promptbus.errors import MessageTooLarge, PromptBusError
+from promptbus.flush import flush
 from promptbus.progress import Progress
 from promptbus.request_lines import BadLine, RequestLine, read_requests
 
@@ -32,7 +34,6 @@ SUMMARY = "publish many prompts from a JSON Lines file"
 
 LINGER_MS = 20.0  # for throughput
 POLL_EVERY = 200  # records
-FLUSH_S = 60.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -124,26 +125,28 @@ def send(lines: Iterator[RequestLine], name: str, skipped: Skipped) -> int:
 
     stopped: BadLine | None = None
     interrupted = False
-    try:
-        for line in lines:
-            try:
-                writer.publish_waiting(line.value, delivered=delivered)
-                queued += 1
-            except MessageTooLarge as refusal:
-                skipped.add(BadLine(name, line.number, str(refusal)))
-            if queued % POLL_EVERY == 0:
-                writer.poll()
-                progress.show(taken, f"{taken:,} sent")
-            if failure is not None:
-                break
-    except BadLine as bad:
-        stopped = bad
-    except PromptBusError as error:
-        failure = failure or error
-    except KeyboardInterrupt:
-        interrupted = True
-    left = writer.flush(FLUSH_S if failure is None and not interrupted else 1.0)
-    writer.close()
+    with CtrlC() as ctrl_c:
+        try:
+            for line in ctrl_c.while_waiting(lines):
+                try:
+                    writer.publish_waiting(line.value, delivered=delivered)
+                    queued += 1
+                except MessageTooLarge as refusal:
+                    skipped.add(BadLine(name, line.number, str(refusal)))
+                if queued % POLL_EVERY == 0:
+                    writer.poll()
+                    progress.show(taken, f"{taken:,} sent")
+                if failure is not None or ctrl_c.pressed():
+                    break
+        except BadLine as bad:
+            stopped = bad
+        except PromptBusError as error:
+            failure = failure or error
+        except KeyboardInterrupt:
+            interrupted = True
+        left = flush(writer, lambda: failure is None and not interrupted and not ctrl_c.pressed())
+        interrupted = interrupted or ctrl_c.pressed()
+        writer.close()
     progress.clear()
     if stopped is not None:
         say(str(stopped))

@@ -269,9 +269,11 @@ def run_of(
     limit: int | None = None,
     rate: float | None = None,
     selected: Selection | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Redrive:
     return Redrive(
         writer,
+        stop=stop,
         selection=selected or Selection(),
         request_topic="requests",
         limit=limit,
@@ -413,6 +415,17 @@ def test_wherever_it_is_interrupted_nothing_is_skipped(seed: int) -> None:
     writer.on_publish, writer.acknowledging = lambda index: None, True
     run_of(writer).run(letters(left))
     assert {value for value, _ in writer.published} == {b"%d:%d" % read.place for read in letters()}
+
+
+@pytest.mark.parametrize("at", range(15))
+def test_told_to_stop_it_goes_on_with_exactly_the_next_one(at: int) -> None:
+    writer = FakeWriter()
+    run = run_of(writer, stop=lambda: len(writer.published) >= at)
+    run.run(letters())
+    assert run.interrupted
+    assert len(writer.published) == at
+    run_of(writer).run(letters(run.remaining(SPANS)))
+    assert [value for value, _ in writer.published] == [b"%d:%d" % read.place for read in letters()]
 
 
 def test_a_rate_is_kept_and_a_pause_is_not_made_up_for() -> None:
