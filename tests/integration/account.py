@@ -23,6 +23,7 @@ class Account:
         self._system = system
         self._prompts: dict[str, str] = {}
         self._refused: set[str] = set()
+        self._publishing = threading.Lock()  # `load` publishes beside the test
 
     def __len__(self) -> int:
         return len(self._prompts) + len(self._refused)
@@ -32,6 +33,10 @@ class Account:
 
         Each `refused_every`-th is one that admission refuses.
         """
+        with self._publishing:
+            self._publish(count, words, refused_every)
+
+    def _publish(self, count: int, words: str, refused_every: int) -> None:
         values = defaultdict[int, list[dict[str, object]]](list)
         for _ in range(count):
             number = len(self) + 1

@@ -407,6 +407,7 @@ class Reader:
         self._partitions = [TopicPartition(topic, number, 0) for number in range(partitions)]
         self._consumer.assign(self._partitions)
         self._read_to: dict[int, int] = {}
+        self._seen = set[tuple[int, int]]()
         self.read: list[Read] = []
         self._replies: dict[str, list[Reply]] = defaultdict(list)
 
@@ -419,6 +420,11 @@ class Reader:
             elif error.name() == "_PARTITION_EOF":
                 self._read_to[message.partition() or 0] = message.offset() or 0
         for message in messages:
+            # After a broker died the client may begin anew; a record is not there twice for being read twice.
+            place = message.partition() or 0, -1 if (offset := message.offset()) is None else offset
+            if place in self._seen:
+                continue
+            self._seen.add(place)
             headers = message.headers() or []
             pairs = headers.items() if isinstance(headers, dict) else headers
             self.read.append(
@@ -427,9 +433,9 @@ class Reader:
                     message.value(),
                     dict(pairs),  # type: ignore[arg-type]  # always bytes
                     tuple(pairs),  # type: ignore[arg-type]  # always bytes
-                    message.partition() or 0,
+                    place[0],
                     message.timestamp()[1],
-                    -1 if (offset := message.offset()) is None else offset,
+                    place[1],
                 )
             )
         return len(messages)

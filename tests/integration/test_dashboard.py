@@ -6,8 +6,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,8 +102,14 @@ def _load(made: System) -> Iterator[None]:
         thread.join()
 
 
-def _play(prometheus: Prometheus, queries: Sequence[Asked], scenario: Scenario, since: float) -> None:
-    """Wait until every query of a scenario has shown something since it began."""
+def _play(
+    prometheus: Prometheus,
+    queries: Sequence[Asked],
+    scenario: Scenario,
+    since: float,
+    again: Callable[[], None] | None = None,
+) -> None:
+    """Wait until every query of a scenario has shown something since it began. `again`: makes it happen once more."""
     open_ones = [query for query in queries if query.scenario is scenario]
     assert open_ones, scenario
 
@@ -114,6 +120,12 @@ def _play(prometheus: Prometheus, queries: Sequence[Asked], scenario: Scenario, 
         return not open_ones
 
     try:
+        if again is not None:
+            for _ in range(2):
+                with suppress(AssertionError):
+                    eventually(f"every query shows something: {scenario}", all_told, 20)
+                    return
+                again()
         eventually(f"every query shows something: {scenario}", all_told)
     except AssertionError:
         silent = "\n".join(f"{query.board}, {query.panel} {query.ref}: {query.expr}" for query in open_ones)
@@ -165,7 +177,14 @@ def test_every_query_shows_something_in_its_scenario(shared_kafka: Kafka, tmp_pa
 
                 began = time.time()
                 _freeze_one(workers, made.partitions)
-                _play(prometheus, queries, Scenario.WORKER_FROZEN, began)
+                # What it had settled out of order is skipped by the next owner; now and then there was nothing such.
+                _play(
+                    prometheus,
+                    queries,
+                    Scenario.WORKER_FROZEN,
+                    began,
+                    again=lambda: _freeze_one(workers, made.partitions),
+                )
 
                 began = time.time()
                 assert triton.kill_stubs()
