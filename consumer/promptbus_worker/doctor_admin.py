@@ -9,7 +9,7 @@ from typing import TypeVar
 from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient
 
-from promptbus.kafka_errors import FINDING_COORDINATOR, ConnectionNotes
+from promptbus.kafka_errors import ConnectionNotes
 from promptbus_worker.deadline import Deadline
 from promptbus_worker.preflight import Finding, fail
 from promptbus_worker.settings import Settings
@@ -58,11 +58,6 @@ class Admin:
             f"Kafka {self._settings.kafka_bootstrap} takes connections, but does not answer: {text_of(error)}",
             "is it a Kafka broker, and does KAFKA_SECURITY_PROTOCOL fit its listener?",
         )
-
-
-def passing(code: int) -> bool:
-    """Whether the group's coordinator is only being found."""
-    return code in FINDING_COORDINATOR
 
 
 def text_of(error: Exception) -> str:

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import ConfigResource, OffsetSpec  # type: ignore[attr-defined] # not in its __all__
 
+from promptbus.kafka_errors import FINDING_COORDINATOR
 from promptbus.listener import Address, addresses_of, misunderstandings
 from promptbus.rights import Right, lacking
 from promptbus_worker.deadline import Deadline
-from promptbus_worker.doctor_admin import Admin, passing, text_of
+from promptbus_worker.doctor_admin import Admin, text_of
 from promptbus_worker.doctor_net import unreachable
 from promptbus_worker.doctor_transactions import transactional_ids
 from promptbus_worker.kafka import advertised
@@ -210,7 +211,7 @@ class KafkaCheckup:
                 if code == KafkaError.GROUP_AUTHORIZATION_FAILED:
                     yield from judge_rights(right, frozenset(), self._settings)
                     return
-                if passing(code) and self._deadline.remaining_s() > _RETRY_S:
+                if code in FINDING_COORDINATOR and self._deadline.remaining_s() > _RETRY_S:
                     time.sleep(_RETRY_S)  # a new cluster's first group: its coordinator is being found
                     continue
                 yield warn(f"group {group}: {text_of(error)}", "its rights and offsets were not checked")

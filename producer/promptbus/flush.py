@@ -16,13 +16,13 @@ class Flushing(Protocol):
     def flush(self, timeout_s: float) -> int: ...
 
 
-def flush(writer: Flushing, hopeful: Callable[[], bool]) -> int:
+def flush(writer: Flushing, hopeful: Callable[[], bool], without_hope_s: float = WITHOUT_HOPE_S) -> int:
     """How many are not acknowledged in the end. `hopeful` is asked several times a second."""
     left_s = FLUSH_S
     while missing := writer.flush(LOOK_EVERY_S):
         left_s -= LOOK_EVERY_S
         if not hopeful():
-            left_s = min(left_s, WITHOUT_HOPE_S)
+            left_s = min(left_s, without_hope_s)
         if left_s <= 0:
             return missing
     return 0

@@ -151,8 +151,7 @@ class Redrive:
             self.sent[letter.code] += 1
             return
         self._wait_for_turn(self._writer)
-        self.interrupted = self._stop()
-        if self.failure is not None or self.interrupted:
+        if not self._hopeful():
             return
         record = redriven(letter, keep_deadline=self._keep_deadline)
         self._waiting[letter.place] = letter.code
@@ -171,7 +170,7 @@ class Redrive:
 
     def _wait_for_turn(self, writer: Writer) -> None:
         due = self._pace.next_at(self._clock())
-        while (left := due - self._clock()) > 0 and self.failure is None and not self._stop():
+        while (left := due - self._clock()) > 0 and self._hopeful():
             self._on_progress(self.sent.total())
             writer.poll(min(left, LOOK_EVERY_S))
 

@@ -144,7 +144,7 @@ def send(lines: Iterator[RequestLine], name: str, skipped: Skipped) -> int:
             failure = failure or error
         except KeyboardInterrupt:
             interrupted = True
-        left = flush(writer, lambda: failure is None and not interrupted and not ctrl_c.pressed())
+        left = flush(writer, lambda: failure is None and not interrupted and not ctrl_c.pressed(), 1.0)
         interrupted = interrupted or ctrl_c.pressed()
         writer.close()
     progress.clear()
