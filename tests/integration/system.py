@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -82,7 +82,7 @@ class Workers:
                 process_group=0,  # as a shell does for the terminal's foreground job: Ctrl-C is for this group
             )
 
-    @property
+    @cached_property
     def port(self) -> int:
         """Of /metrics, read from the log (METRICS_PORT=0 takes any)."""
 
@@ -95,11 +95,16 @@ class Workers:
         return eventually("the metrics port in the log", find)
 
     def lines(self) -> list[dict[str, str]]:
-        """The log's JSON lines, from this start on."""
+        """The log's JSON lines, from this start on, without those being written, or cut short by a SIGKILL."""
         with self.log.open("rb") as log:
             log.seek(self._log_begins)
-            written = log.read().decode()
-        return [json.loads(line) for line in written.splitlines() if line.startswith("{")]
+            written = log.read().decode(errors="replace")
+        found = []
+        for line in written.splitlines():
+            if line.startswith("{"):
+                with suppress(json.JSONDecodeError):
+                    found.append(json.loads(line))
+        return found
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of /metrics, /live, /ready."""
