@@ -19,12 +19,6 @@ _OTHER_PROTOCOLS_KEYS = {
 TRANSACTION_TIMEOUT_MS = 10_000
 """A transaction lasts milliseconds, and what a dead worker left open holds readers and the next owner up."""
 
-_OTHER_PROTOCOLS_KEYS = {
-    "classic": frozenset({"group.remote.assignor"}),
-    "consumer": frozenset({"heartbeat.interval.ms", "group.protocol.type"}),
-}
-"""By group protocol: what librdkafka refuses with it. (More of them are refused always.)"""
-
 
 class Settings(MetricsSettings, TritonSettings, KafkaSettings):
     """Everything that can be set. Explicit contradictions are refused in a sentence that names both fields."""
