@@ -17,7 +17,7 @@ import orjson
 from promptbus_worker.answer_rows import OUTPUTS, UnreadableOutput, rows_of
 from promptbus_worker.http_protocol import Answer, BrokenConnection, NotConnected, Pool
 from promptbus_worker.model import CALL_TRACEPARENT, BadRow, Inputs, ModelSpec, Row
-from promptbus_worker.model_metadata import ModelConfig, ModelMetadata
+from promptbus_worker.model_metadata import ModelConfig, ModelMetadata, Statistics
 from promptbus_worker.outcomes import CallError, CallFailure, failure_of_status
 
 _FORMATS: Mapping[str, str] = {
@@ -99,6 +99,11 @@ class BinaryCalls:
         """What Triton says about a model; `version` "" is its choice. Raises CallError."""
         path = self._model_path(model, version)
         return await self._get(path), await self._get(f"{path}/config")
+
+    async def statistics(self, model: str, version: str) -> Statistics:
+        """What Triton has counted for a model; `version` "": of each. Raises CallError."""
+        statistics: Statistics = await self._get(f"{self._model_path(model, version)}/stats")
+        return statistics
 
     async def close(self) -> None:
         """Break every connection."""

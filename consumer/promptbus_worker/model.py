@@ -55,6 +55,14 @@ class BadRow(NamedTuple):
     reason: str
 
 
+class ModelStatistics(NamedTuple):
+    """What a server has done for a model since it was loaded. Of calls that were answered, whoever made them."""
+
+    calls: int
+    queue_ns: int
+    compute_ns: int
+
+
 _CANARY: Inputs = {"prompt": b"ping", "max_tokens": 1, "temperature": 0.0}
 
 
@@ -74,6 +82,10 @@ class InferenceClient(Protocol):
         self, spec: ModelSpec, batch: Sequence[Inputs], timeout_s: float
     ) -> tuple[str, list[Row | BadRow]]:
         """Run one call: the model version that answered, and one row per input, in order. Raises CallError."""
+        ...
+
+    async def statistics(self, model: str, version: str | None = None) -> Mapping[str, ModelStatistics]:
+        """By server. Raises CallError if none tells."""
         ...
 
     async def close(self) -> None:

@@ -1,9 +1,10 @@
-"""Triton's two descriptions of a model (`GET v2/models/M` and `GET v2/models/M/config`) read into a ModelSpec. Pure."""
+"""What Triton says of a model, read: its two descriptions (`GET v2/models/M` and `GET v2/models/M/config`) into a ModelSpec,
+its statistics (`GET v2/models/M/stats`) into ModelStatistics. Pure."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NotRequired, TypedDict
+from typing import Final, NotRequired, TypedDict
 
-from promptbus_worker.model import ModelSpec, TensorSpec
+from promptbus_worker.model import ModelSpec, ModelStatistics, TensorSpec
 from promptbus_worker.outcomes import ModelUnusable
 
 INTEGERS = frozenset({"INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"})
@@ -11,12 +12,43 @@ STRINGS = frozenset({"BYTES"})
 USABLE = INTEGERS | STRINGS | {"BOOL", "FP16", "FP32", "FP64"}
 """Datatypes that one value of a request can be written to."""
 
+_COMPUTE: Final = ("compute_input", "compute_infer", "compute_output")
+
 PROMPT = "prompt"
 RESPONSE = "response"
 TOTAL_TOKENS = "tokens_used"
 PROMPT_TOKENS = "prompt_tokens"
 COMPLETION_TOKENS = "completion_tokens"
 FINISH_REASON = "finish_reason"
+
+
+class Duration(TypedDict):
+    """How often something was measured, and how long it took together."""
+
+    count: int
+    ns: int
+
+
+class InferenceStatistics(TypedDict):
+    """`inference_stats` of one version in `GET v2/models/M/stats`; a duration of each call that was answered."""
+
+    success: Duration
+    queue: Duration
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+
+
+class VersionStatistics(TypedDict):
+    """One version in `GET v2/models/M/stats`."""
+
+    inference_stats: InferenceStatistics
+
+
+class Statistics(TypedDict):
+    """`GET v2/models/M/stats`, Triton's statistics extension."""
+
+    model_stats: Sequence[VersionStatistics]
 
 
 class TensorMetadata(TypedDict):
@@ -77,6 +109,19 @@ def describe(metadata: ModelMetadata, config: ModelConfig, *, version: str) -> M
             f"Triton's description of the model cannot be read ({type(error).__name__}: {error}). "
             "Is TRITON_URL the HTTP port of a Triton server?"
         ) from error
+
+
+def sum_up(statistics: Statistics) -> ModelStatistics:
+    """All versions that it tells of, together. Raises ValueError if it cannot be read."""
+    try:
+        versions = [version["inference_stats"] for version in statistics["model_stats"]]
+        return ModelStatistics(
+            calls=sum(int(version["success"]["count"]) for version in versions),
+            queue_ns=sum(int(version["queue"]["ns"]) for version in versions),
+            compute_ns=sum(int(version[part]["ns"]) for version in versions for part in _COMPUTE),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the statistics cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _describe(metadata: ModelMetadata, config: ModelConfig, version: str) -> ModelSpec:

@@ -41,6 +41,7 @@ from promptbus_worker.tracing import OFF, Tracing
 from promptbus_worker.transactional_replies import TransactionalReplies
 from promptbus_worker.transactions import Producer as TransactionalProducer
 from promptbus_worker.transactions import Transactions
+from promptbus_worker.triton_load import TritonLoad
 from promptbus_worker.worker_process import Exit
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Path:
             if transactional
             else None,
         )
+        self._load = TritonLoad(triton, settings.triton_model_version, limiters, time.monotonic)
         gates = Gates(specs)
         self._brokers = BrokerWatch(
             self._ask_broker,
@@ -202,12 +204,14 @@ class Path:
 
     def start(self) -> None:
         """Begin to consume."""
+        self._load.start()
         self._thread.start()
 
     async def drain(self, budget_s: float) -> bool:
         """Finish what was dispatched, commit, leave the group. False if the budget ran out before all was done."""
         deadline = Deadline(budget_s)
         await self._brokers.stop()
+        await self._load.stop()
         self.intake.drain()
         begun = await self._begun(deadline)
         idle = begun and await self.dispatcher.idle(deadline.remaining_s())

@@ -1,4 +1,4 @@
-"""Calls to Triton: a model's description, and one inference call with one row of output per request.
+"""Calls to Triton: a model's description and statistics, and one inference call with one row of output per request.
 
 Everything that can go wrong comes out as a CallError with one of the failures of outcomes.py. What happens to the
 requests then is not decided here, and nothing is repeated here: a POST goes out once, by either transport.
@@ -17,8 +17,8 @@ from promptbus.settings import NO_CREDENTIALS
 from promptbus.tls import http_problem
 from promptbus_worker.binary_infer import RESERVED_HEADERS, BinaryCalls
 from promptbus_worker.http_protocol import Pool
-from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec, TensorValue
-from promptbus_worker.model_metadata import ModelConfig, ModelMetadata, describe
+from promptbus_worker.model import BadRow, Inputs, ModelSpec, ModelStatistics, Row, TensorSpec, TensorValue
+from promptbus_worker.model_metadata import ModelConfig, ModelMetadata, Statistics, describe, sum_up
 from promptbus_worker.outcomes import CallError, CallFailure
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
 
 Transport = Literal["binary", "tritonclient"]
 
+STATISTICS_S = 2.0
 PROBE_S = 1.0
 """How long a connection may take after a call timed out, to tell a slow server from one that is gone."""
 
@@ -67,6 +68,7 @@ class TritonCalls(Protocol):
     """One way to make calls. Its methods raise CallError, or TimeoutError when time ran out."""
 
     async def describe(self, model: str, version: str) -> tuple[ModelMetadata, ModelConfig]: ...
+    async def statistics(self, model: str, version: str) -> Statistics: ...
     async def infer(self, spec: ModelSpec, batch: Sequence[Inputs]) -> tuple[str, list[Row | BadRow]]: ...
     async def close(self) -> None: ...
 
@@ -129,6 +131,20 @@ class TritonClient:
         except CallError as error:
             raise (await self._wrong_scheme(error) or error) from error
         return describe(metadata, config, version=version)
+
+    async def statistics(
+        self, model: str, version: str | None = None, *, timeout_s: float = STATISTICS_S
+    ) -> dict[str, ModelStatistics]:
+        """What Triton has done for the model since it was loaded, by this server's "host:port". Raises CallError."""
+        self._check_open()
+        try:
+            async with asyncio.timeout(timeout_s):
+                statistics = await self._calls.statistics(model, version or "")
+            return {self._address.netloc: sum_up(statistics)}
+        except TimeoutError as error:
+            raise CallError(CallFailure.TIMEOUT, f"no statistics within {timeout_s:g} s") from error
+        except ValueError as error:
+            raise CallError(CallFailure.BAD_OUTPUT, str(error), status=200) from error
 
     async def infer(
         self, spec: ModelSpec, batch: Sequence[Inputs], timeout_s: float

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from promptbus_worker.deadline import Clock
-from promptbus_worker.model import BadRow, InferenceClient, Inputs, ModelSpec, Row, canary
+from promptbus_worker.model import BadRow, InferenceClient, Inputs, ModelSpec, ModelStatistics, Row, canary
 from promptbus_worker.outcomes import VERDICTS, Action, CallError, CallFailure, ModelUnusable
 
 log = logging.getLogger(__name__)
@@ -115,6 +115,18 @@ class TritonServers:
             finally:
                 server.in_flight -= 1
         raise failed[-1][1]
+
+    async def statistics(self, model: str, version: str | None = None) -> dict[str, ModelStatistics]:
+        """Of the servers in use that tell. Raises CallError if none does."""
+        used = [server for server in self._servers if server.aside_until is None] or self._servers
+        asked = [server.client.statistics(model, version) for server in used]
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        found = {
+            url: one for each in told if not isinstance(each, BaseException) for url, one in each.items()
+        }
+        if not found:
+            raise next(error for error in told if isinstance(error, BaseException))
+        return found
 
     async def close(self) -> None:
         """Close every server's client."""

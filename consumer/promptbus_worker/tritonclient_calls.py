@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from promptbus.tls import https_problem
 from promptbus_worker.model import CALL_TRACEPARENT, BadRow, Inputs, ModelSpec, Row
-from promptbus_worker.model_metadata import ModelConfig, ModelMetadata
+from promptbus_worker.model_metadata import ModelConfig, ModelMetadata, Statistics
 from promptbus_worker.outcomes import CallError, CallFailure, failure_of_status
 from promptbus_worker.tensors import decode, encode, requested_outputs
 
@@ -45,6 +45,18 @@ class TritonclientCalls:
             raise
         except Exception as error:
             raise self._failed(error) from error
+
+    async def statistics(self, model: str, version: str) -> Statistics:
+        """What Triton has counted for a model; `version` "": of each. Raises CallError, TimeoutError."""
+        try:
+            statistics: Statistics = await self._client.get_inference_statistics(
+                model, version, headers=self._headers
+            )
+        except TimeoutError:
+            raise
+        except Exception as error:
+            raise self._failed(error) from error
+        return statistics
 
     async def infer(self, spec: ModelSpec, batch: Sequence[Inputs]) -> tuple[str, list[Row | BadRow]]:
         """The version that answered, and one row per request in the order of the batch. Raises CallError, TimeoutError."""

@@ -15,7 +15,7 @@ from typing import get_args
 
 import pytest
 
-from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec
+from promptbus_worker.model import BadRow, Inputs, ModelSpec, ModelStatistics, Row, TensorSpec
 from promptbus_worker.outcomes import DETAIL_CHARS, CallError, CallFailure
 from promptbus_worker.triton import Transport, TritonClient
 from tests.fingerprint import fingerprint
@@ -82,6 +82,26 @@ class TritonContract:
     @pytest.fixture
     async def spec(self, client: TritonClient) -> ModelSpec:
         return await client.read_spec("gpt4_nano")
+
+    async def test_the_statistics_tell_of_the_calls_that_were_answered(
+        self, client: TritonClient, spec: ModelSpec
+    ) -> None:
+        (before,) = (await client.statistics("gpt4_nano")).values()
+        for _ in range(3):
+            await answered(client, spec, "[[slow:50]] one", "two")
+        await failed(client, spec, inputs("a", "[[fail]]"))
+        now: ModelStatistics | None = None
+        async with asyncio.timeout(GENEROUS_S):
+            while now is None or now.calls < before.calls + 3:
+                await asyncio.sleep(0.01)
+                (now,) = (await client.statistics("gpt4_nano", "1")).values()
+        assert now.compute_ns - before.compute_ns >= 3 * 0.05e9
+        assert now.queue_ns >= before.queue_ns
+
+    async def test_of_a_model_that_is_not_there_there_are_no_statistics(self, client: TritonClient) -> None:
+        with pytest.raises(CallError) as caught:
+            await client.statistics("nobody")
+        assert caught.value.status in (400, 404)
 
     async def test_the_model_is_described(self, spec: ModelSpec) -> None:
         assert (spec.name, spec.version, spec.max_batch_size, spec.instances) == ("gpt4_nano", "", 8, 2)

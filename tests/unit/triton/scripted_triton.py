@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 import struct
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,7 @@ class ScriptedTriton:
         self.metadata: object = METADATA
         self.config: object = CONFIG
         self.describe_with: Script | None = None
+        self.counted = [0, 0]  # calls that a script or the model has dealt with, nanoseconds in it
         self.port = 0
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -140,6 +142,17 @@ class ScriptedTriton:
         await asyncio.gather(*self._connections, return_exceptions=True)
         await self._server.wait_closed()
 
+    def statistics(self) -> dict[str, object]:
+        """Of the one version, which never lets anything wait."""
+        calls, ns = self.counted
+        none, all_ns = {"count": calls, "ns": 0}, {"count": calls, "ns": ns}
+        counted = {"success": all_ns, "fail": {"count": 0, "ns": 0}, "queue": none, "compute_infer": all_ns}
+        return {
+            "name": "gpt4_nano",
+            "version": "1",
+            "inference_stats": counted | {"compute_input": none, "compute_output": none},
+        }
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -155,20 +168,25 @@ class ScriptedTriton:
 
     async def _answer(self, request: Received, writer: asyncio.StreamWriter) -> None:
         self.received.append(request)
-        model = re.fullmatch(r"/v2/models/([^/]+)(?:/versions/(\d+))?(/config|/infer)?", request.path)
+        model = re.fullmatch(r"/v2/models/([^/]+)(?:/versions/(\d+))?(/config|/stats|/infer)?", request.path)
         if request.method == "GET" and self.describe_with is not None:
             await self.describe_with(self, request, writer)
         elif model is None or model[1] != "gpt4_nano" or model[2] not in (None, "1"):
             await send(
                 writer, 404, json.dumps({"error": f"Request for unknown model: {request.path}"}).encode()
             )
+        elif model[3] == "/stats":
+            await send(writer, 200, json.dumps({"model_stats": [self.statistics()]}).encode())
         elif model[3] != "/infer":
             described = self.config if model[3] else self.metadata
             await send(writer, 200, json.dumps(described).encode())
         else:
             request.parse_inputs()
             script = self.scripts.popleft() if self.scripts else behave
+            began = time.monotonic_ns()
             await script(self, request, writer)
+            self.counted[0] += 1
+            self.counted[1] += time.monotonic_ns() - began
 
 
 async def _read(reader: asyncio.StreamReader) -> Received:

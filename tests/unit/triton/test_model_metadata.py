@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from promptbus_worker.model_metadata import describe
+from promptbus_worker.model import ModelStatistics
+from promptbus_worker.model_metadata import describe, sum_up
 from promptbus_worker.outcomes import ModelUnusable
 from tests.unit.triton.scripted_triton import CONFIG, METADATA
 
@@ -27,6 +28,24 @@ def refusal(metadata: Any, config: Any) -> str:
     with pytest.raises(ModelUnusable) as caught:
         describe(metadata, config, version="")
     return caught.value.sentence
+
+
+def version_statistics(calls: int, ns: int) -> Json:
+    parts = ("queue", "compute_input", "compute_infer", "compute_output")
+    counted = {part: {"count": calls, "ns": ns} for part in parts}
+    return {"inference_stats": {"success": {"count": calls, "ns": 4 * ns}, **counted}}
+
+
+def test_the_statistics_of_all_versions_are_added_up() -> None:
+    statistics: Any = {"model_stats": [version_statistics(2, 10), version_statistics(3, 100)]}
+    assert sum_up(statistics) == ModelStatistics(calls=5, queue_ns=110, compute_ns=330)
+    assert sum_up({"model_stats": []}) == ModelStatistics(0, 0, 0)
+
+
+@pytest.mark.parametrize("statistics", [{}, [], None, {"model_stats": [{}]}, {"model_stats": 3}, "text"])
+def test_statistics_that_are_none_are_said_to_be_so(statistics: Any) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        sum_up(statistics)
 
 
 def without(tensors: list[Json], name: str) -> list[Json]:

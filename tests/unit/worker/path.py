@@ -19,12 +19,13 @@ from promptbus_worker.gates import Gates
 from promptbus_worker.ledger import Ledger, Ownership, Tracked
 from promptbus_worker.limiter import Limiter
 from promptbus_worker.metrics import Metrics
-from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row, TensorSpec
+from promptbus_worker.model import BadRow, Inputs, ModelSpec, ModelStatistics, Row, TensorSpec
 from promptbus_worker.outcomes import CallError, CallFailure
 from promptbus_worker.record import Record
 from promptbus_worker.replies import ReplyParts
 from promptbus_worker.reply_records import ReplyRecords
 from promptbus_worker.tracing import OFF, Tracing
+from promptbus_worker.triton_load import TritonLoad
 from tests.unit.worker.virtual_time import loop
 
 SPEC = ModelSpec(
@@ -144,6 +145,7 @@ class FakeModel:
         self.most_running: dict[str, int] = {}
         """Calls at once while each prompt was running."""
         self.spec = SPEC
+        self.counted = ModelStatistics(0, 0, 0)
         self.before_answer: Callable[[], None] = lambda: None
         self._instances: asyncio.Semaphore | None = None
         self._seconds: dict[str, float] = {}
@@ -156,8 +158,21 @@ class FakeModel:
 
     async def _occupied(self, prompts: list[str]) -> None:
         assert self._instances is not None
+        came = loop().time()
         async with self._instances:
+            began = loop().time()
             await asyncio.sleep(max(self._seconds.get(prompt, self.latency_s) for prompt in prompts))
+            self._count(came, began)
+
+    def _count(self, came: float, began: float) -> None:
+        queue_s, compute_s = began - came, loop().time() - began
+        calls, queue_ns, compute_ns = self.counted
+        self.counted = ModelStatistics(
+            calls + 1, queue_ns + round(queue_s * 1e9), compute_ns + round(compute_s * 1e9)
+        )
+
+    async def statistics(self, model: str, version: str | None = None) -> dict[str, ModelStatistics]:
+        return {"fake:8000": self.counted}
 
     async def read_spec(self, model: str, version: str | None = None) -> ModelSpec:
         if self.failure in (CallFailure.REFUSED, CallFailure.NOT_FOUND):
@@ -186,7 +201,9 @@ class FakeModel:
                 if not done:
                     raise CallError(CallFailure.TIMEOUT, "no answer")
             else:
+                began = loop().time()
                 await asyncio.sleep(self.latency_s)
+                self._count(began, began)
             self.before_answer()
             if self.breaks & set(prompts):
                 raise CallError(CallFailure.CONNECTION, "closed")
@@ -273,6 +290,7 @@ class Path:
             clock=loop().time,
             wall_clock=loop().time,
         )
+        TritonLoad(self.model, None, {"gpt4_nano": self.limiter}, loop().time).start()
         self._offset = 0
         self.polling = True
         self._tick()

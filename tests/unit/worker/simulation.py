@@ -6,10 +6,13 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
-from itertools import count
+from itertools import count, zip_longest
 
 from promptbus_worker.limiter import Limiter
+from promptbus_worker.model import ModelStatistics
+from promptbus_worker.triton_load import ASK_EVERY_S, Reading, Window
 
 BACKOFF_S = 0.05
 """After a refusal or a time-out the worker calls nobody for so long, as with its breaker."""
@@ -28,13 +31,6 @@ class Server:
     steps: Sequence[Step]
     duration: Duration
     queue: int | None = None
-
-
-@dataclass(eq=False)
-class Call:
-    began: float
-    started: float | None = None
-    given_up: bool = False
 
 
 @dataclass
@@ -62,19 +58,53 @@ class Outcome:
         return [limit for at, limit in self.limits if at <= moment][-1]
 
 
+@dataclass(eq=False)
+class Worker:
+    """One that never runs out of batches."""
+
+    limiter: Limiter
+    in_flight: int = 0
+    paused_until: float = 0.0
+    window: Window = field(default_factory=Window)
+    outcome: Outcome = field(default_factory=Outcome)
+
+
+@dataclass(eq=False)
+class Call:
+    worker: Worker
+    began: float
+    started: float | None = None
+    given_up: bool = False
+
+
 def play(server: Server, limiter: Limiter, end: float, *, timeout_s: float = 30.0, seed: int = 0) -> Outcome:
     """A worker that never runs out of batches calls the server until `end`."""
+    (outcome,) = compete(server, [limiter], end, timeout_s=timeout_s, seed=seed)
+    return outcome
+
+
+def compete(
+    server: Server,
+    limiters: Sequence[Limiter],
+    end: float,
+    *,
+    timeout_s: float = 30.0,
+    seed: int = 0,
+    begin: Sequence[float] = (),
+) -> list[Outcome]:
+    """Several workers call the same server until `end`. `begin`: when each of them starts, 0 for those without."""
     rng, order = random.Random(seed), count()
     events: list[tuple[float, int, Callable[[float], None]]] = []
     waiting: deque[Call] = deque()
-    outcome = Outcome(limits=[(0.0, limiter.limit)])
-    busy = in_flight = instances = 0
-    paused_until = 0.0
+    workers = [Worker(limiter, outcome=Outcome(limits=[(0.0, limiter.limit)])) for limiter in limiters]
+    busy = instances = 0
+    calls = queue_ns = compute_ns = 0  # Triton's statistics
 
-    def at(when: float, do: Callable[[float], None]) -> None:
-        heappush(events, (when, next(order), do))
+    def at(when: float, do: Callable[..., None], *arguments: object) -> None:
+        event: Callable[[float], None] = partial(do, *arguments)
+        heappush(events, (when, next(order), event))
 
-    def resize(now: float, to: int) -> None:
+    def resize(to: int, now: float) -> None:
         nonlocal instances
         instances = to
         serve(now)
@@ -85,65 +115,79 @@ def play(server: Server, limiter: Limiter, end: float, *, timeout_s: float = 30.
             call = waiting.popleft()
             call.started = now
             busy += 1
-            at(now + server.duration(rng), lambda then, call=call: served(then, call))  # type: ignore[misc] # mypy cannot infer lambdas with defaults
+            at(now + server.duration(rng), served, call)
 
-    def served(now: float, call: Call) -> None:
-        nonlocal busy
+    def served(call: Call, now: float) -> None:
+        nonlocal busy, calls, queue_ns, compute_ns
         busy -= 1
+        assert call.started is not None
+        calls += 1
+        queue_ns += round((call.started - call.began) * 1e9)
+        compute_ns += round((now - call.started) * 1e9)
         if not call.given_up:  # given up or not, Triton works on it to the end
-            answered(now, call)
+            answered(call, now)
         serve(now)
 
-    def answered(now: float, call: Call) -> None:
+    def answered(call: Call, now: float) -> None:
         assert call.started is not None
         call.given_up = True  # nobody waits for it any more
-        outcome.answered.append(now)
-        outcome.waits.append((now, call.started - call.began))
-        limiter.succeeded(call.began, now)
-        ended(now)
+        call.worker.outcome.answered.append(now)
+        call.worker.outcome.waits.append((now, call.started - call.began))
+        call.worker.limiter.succeeded(call.began, now)
+        ended(call.worker, now)
 
-    def overloaded(now: float, call: Call) -> None:
-        nonlocal paused_until
+    def overloaded(call: Call, now: float) -> None:
+        worker = call.worker
         call.given_up = True
-        limiter.overloaded(call.began, now)
-        if now >= paused_until:
-            paused_until = now + BACKOFF_S
-            at(paused_until, fill)
-        ended(now)
+        worker.limiter.overloaded(call.began, now)
+        if now >= worker.paused_until:
+            worker.paused_until = now + BACKOFF_S
+            at(worker.paused_until, fill, worker)
+        ended(worker, now)
 
-    def timed_out(now: float, call: Call) -> None:
+    def timed_out(call: Call, now: float) -> None:
         if not call.given_up:
-            outcome.timed_out += 1
-            overloaded(now, call)
+            call.worker.outcome.timed_out += 1
+            overloaded(call, now)
 
-    def ended(now: float) -> None:
-        nonlocal in_flight
-        in_flight -= 1
-        if limiter.limit != outcome.limits[-1][1]:
-            outcome.limits.append((now, limiter.limit))
-        at(now + TRAVEL_S, fill)
+    def ended(worker: Worker, now: float) -> None:
+        worker.in_flight -= 1
+        if worker.limiter.limit != worker.outcome.limits[-1][1]:
+            worker.outcome.limits.append((now, worker.limiter.limit))
+        at(now + TRAVEL_S, fill, worker)
 
-    def fill(now: float) -> None:
-        nonlocal in_flight
-        while in_flight < limiter.limit and now >= paused_until:
-            in_flight += 1
-            call = Call(now)
-            limiter.began(now, in_flight)
+    def fill(worker: Worker, now: float) -> None:
+        while worker.in_flight < worker.limiter.limit and now >= worker.paused_until:
+            worker.in_flight += 1
+            call = Call(worker, now)
+            worker.limiter.began(now, worker.in_flight)
             if busy >= instances and server.queue is not None and len(waiting) >= server.queue:
-                outcome.refused += 1
-                at(now + TRAVEL_S, lambda then, call=call: overloaded(then, call))  # type: ignore[misc] # as above
+                worker.outcome.refused += 1
+                at(now + TRAVEL_S, overloaded, call)
                 continue
             waiting.append(call)
-            at(now + timeout_s, lambda then, call=call: timed_out(then, call))  # type: ignore[misc] # as above
+            at(now + timeout_s, timed_out, call)
             serve(now)
 
+    def ask(worker: Worker, now: float) -> None:
+        if worker.limiter.in_use_since(now - ASK_EVERY_S):
+            servers = {"one": ModelStatistics(calls, queue_ns, compute_ns)}
+            measured = worker.window.read(Reading(now, worker.limiter.calls_s, servers))
+            if measured is not None:
+                worker.limiter.measured(*measured, now)
+        else:
+            worker.window.drop()
+        at(now + ASK_EVERY_S, ask, worker)
+
     for when, to in server.steps:
-        at(when, lambda then, to=to: resize(then, to))  # type: ignore[misc] # as above
-    at(0.0, fill)
+        at(when, resize, to)
+    for worker, first in zip_longest(workers, begin, fillvalue=0.0):
+        at(first, fill, worker)
+        at(first + ASK_EVERY_S, ask, worker)
     while events[0][0] < end:
         now, _, do = heappop(events)
         do(now)
-    return outcome
+    return [worker.outcome for worker in workers]
 
 
 def best_fixed(server: Server, begin: float, end: float, *, timeout_s: float, most: int) -> float:

@@ -8,17 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptbus_worker.limiter import AVOID_S, DECREASE, Limiter, State
+from promptbus_worker.limiter import AVOID_S, DECREASE, Limiter, Load
 
 
 @dataclass
 class Worker:
-    """Calls a server that takes `duration_s` and runs `instances` calls at once."""
+    """Calls a server that takes `duration_s` and runs `instances` calls at once, and hears of it every second."""
 
     limiter: Limiter
     instances: float = float("inf")
     duration_s: float = 0.1
     now: float = 100.0
+    heard_at: float = 100.0
     limits: list[int] = field(default_factory=list)
 
     def round(self, *, share: float = 1.0) -> None:
@@ -31,6 +32,10 @@ class Worker:
             self.limiter.succeeded(began, self.now)
             self.limits.append(self.limiter.limit)
         self.now += 0.001
+        if self.now >= self.heard_at + 1:
+            running = min(in_flight, self.instances)
+            self.limiter.measured(Load(running, in_flight - running, in_flight), began, self.now)
+            self.heard_at = self.now
 
     def rounds(self, count: int, *, share: float = 1.0) -> None:
         for _ in range(count):
@@ -85,16 +90,49 @@ def test_a_limit_that_met_overload_is_not_tried_again_for_a_while() -> None:
 
 def test_durations_that_do_not_grow_with_the_limit_let_it_grow_to_the_maximum() -> None:
     worker = Worker(Limiter(2, 1, 32))
-    worker.rounds(60)
+    worker.rounds(100)
     assert max(worker.limits) == 32
     assert worker.limits.count(32) > len(worker.limits) / 2
 
 
-def test_it_stays_one_step_above_the_number_of_instances() -> None:
-    worker = Worker(Limiter(32, 1, 32), instances=4)
+@pytest.mark.parametrize(("instances", "limit"), [(1, 2), (2, 4), (4, 7), (8, 13)])
+def test_every_instance_finds_its_next_call_at_the_door(instances: int, limit: int) -> None:
+    worker = Worker(Limiter(32, 1, 32), instances=instances)
     worker.rounds(300)
-    assert worker.limiter.limit == 6
-    assert worker.limiter.state in (State.SETTLED, State.DOWN, State.UP)
+    assert set(worker.limits[-200:]) <= {limit - 1, limit}
+    assert limit in worker.limits[-200:]
+
+
+def test_news_from_before_a_decrease_says_nothing() -> None:
+    limiter = Limiter(8, 1, 32)
+    limiter.began(10.0, 8)
+    limiter.overloaded(10.0, 11.0)
+    limiter.restart(11.0)
+    limiter.measured(Load(8, 0, 8), 10.5, 12.0)
+    assert limiter.limit == 1
+
+
+def test_a_model_of_which_nothing_is_told_keeps_its_limit() -> None:
+    limiter = Limiter(8, 1, 32)
+    limiter.began(10.0, 8)
+    limiter.measured(Load(0, 0, 0), 9.0, 11.0)
+    assert limiter.limit == 8
+
+
+def test_little_that_runs_is_no_reason_to_lower_the_limit_as_long_as_nothing_waits() -> None:
+    limiter = Limiter(8, 1, 32)
+    limiter.began(10.0, 8)
+    limiter.measured(Load(0.5, 0.05, 0.5), 9.0, 11.0)
+    assert limiter.limit == 8
+
+
+def test_own_calls_tell_of_servers_that_triton_does_not_know_of() -> None:
+    """One of four servers behind a balancer is asked: what runs there is a quarter."""
+    limiter = Limiter(4, 1, 32)
+    for now in range(20):
+        limiter.began(now, limiter.limit)
+        limiter.measured(Load(limiter.limit / 4, 0.0, limiter.limit), now, now + 1)
+    assert limiter.limit == 32
 
 
 def test_after_a_restart_it_begins_at_the_minimum_and_doubles_each_round_up_to_where_it_was() -> None:
@@ -106,7 +144,7 @@ def test_after_a_restart_it_begins_at_the_minimum_and_doubles_each_round_up_to_w
         seen.append(worker.limiter.limit)
         worker.now += 0.01
         worker.round()
-    assert seen == [1, 2, 4, 6]
+    assert seen == [1, 2, 4, 7]
 
 
 def test_calls_from_before_a_restart_do_not_raise_the_limit() -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from promptbus_worker.limiter import Limiter
-from tests.unit.worker.simulation import Duration, Server, best_fixed, play
+from tests.unit.worker.simulation import Duration, Server, best_fixed, compete, play
 
 INSTANCES = (1, 4, 2, 8)
 START = 2
@@ -80,6 +80,38 @@ def test_durations_that_scatter_cost_time_but_no_more_throughput(duration: Durat
         fixed = play(Server([(0.0, instances)], duration), Limiter(16, 16, 16), 61.0, seed=seed)
         assert whole.rate(step + 60, step + 120) >= AS_GOOD * fixed.rate(1.0, 61.0), f"{instances} instances"
         assert whole.mean_wait(step + 60, step + 120) <= 2 * LONGEST_WAIT * 0.15
+
+
+@pytest.mark.parametrize(
+    "duration", [always(0.15), scattered(0.15, 0.3), of_batches(0.15)], ids=["always", "scattered", "batches"]
+)
+@pytest.mark.parametrize(
+    ("instances", "starts"),
+    [(4, (2, 2)), (4, (2, 12)), (8, (4,) * 3), (4, (2,) * 4), (8, (4,) * 6), (16, (8,) * 4), (32, (20, 8))],
+)
+def test_workers_that_do_not_know_of_each_other_share_a_server_fairly(
+    duration: Duration, instances: int, starts: tuple[int, ...]
+) -> None:
+    """In every half-minute after the first one. They do not drive each other's limits up, and lose no throughput."""
+    server = Server([(0.0, instances)], duration)
+    workers = compete(server, [Limiter(start, 1, MOST) for start in starts], 210.0)
+    fixed = play(server, Limiter(MOST, MOST, MOST), 210.0)
+    for begin in range(30, 210, 30):
+        rates = [worker.rate(begin, begin + 30) for worker in workers]
+        assert min(rates) >= 0.9 * sum(rates) / len(rates)
+        assert sum(rates) >= 0.97 * fixed.rate(begin, begin + 30)
+        limits = sum(worker.limit_at(begin) for worker in workers)
+        assert limits <= 2 * len(starts) ** (1 / 3) * instances + len(starts)
+
+
+def test_a_worker_that_comes_later_gets_its_share() -> None:
+    workers = compete(
+        Server([(0.0, 8)], scattered(0.15, 0.3)),
+        [Limiter(START, 1, MOST) for _ in range(2)],
+        90.0,
+        begin=[0.0, 30.0],
+    )
+    assert workers[1].rate(45.0, 90.0) >= 0.9 * workers[0].rate(45.0, 90.0)
 
 
 def test_a_fixed_limit_that_fills_the_queue_waits_many_times_as_long() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from promptbus_worker.model import BadRow, Inputs, ModelSpec, Row
+from promptbus_worker.model import BadRow, Inputs, ModelSpec, ModelStatistics, Row
 from promptbus_worker.outcomes import CallError, CallFailure, ModelUnusable
 from promptbus_worker.triton_servers import CHECK_S, FIRST_ASIDE_S, LONGEST_ASIDE_S, OTHERS_S, TritonServers
 from tests.unit.worker.path import SPEC
@@ -30,6 +30,7 @@ class Server:
     gone: bool = False
     calls: list[list[Inputs]] = field(default_factory=list)
     running: int = 0
+    counted: ModelStatistics = field(default_factory=lambda: ModelStatistics(1, 2, 3))
     closed: bool = False
 
     async def read_spec(self, model: str, version: str | None = None) -> ModelSpec:
@@ -59,6 +60,12 @@ class Server:
             raise CallError(CallFailure.MODEL_ERROR, "as told", status=500)
         return "1", [Row("text", 1, 1, 0, "stop") for _ in batch]
 
+    async def statistics(self, model: str, version: str | None = None) -> dict[str, ModelStatistics]:
+        assert model == SPEC.name
+        if self.gone:
+            raise CallError(CallFailure.REFUSED, "nobody is there")
+        return {f"server {id(self)}": self.counted}
+
     async def close(self) -> None:
         self.closed = True
 
@@ -73,6 +80,19 @@ CONNECTION = CallFailure.CONNECTION
 
 def together(*servers: Server) -> TritonServers:
     return TritonServers({f"server-{n}:8000": one for n, one in enumerate(servers)}, loop().time)
+
+
+@in_virtual_time
+async def test_the_statistics_are_those_of_the_servers_that_tell() -> None:
+    first, second = Server(), Server(counted=ModelStatistics(4, 5, 6))
+    servers = together(first, second)
+    assert sorted((await servers.statistics(SPEC.name)).values()) == [first.counted, second.counted]
+    first.gone = True
+    assert list((await servers.statistics(SPEC.name)).values()) == [second.counted]
+    second.gone = True
+    with pytest.raises(CallError):
+        await servers.statistics(SPEC.name)
+    await servers.close()
 
 
 async def ready(*servers: Server) -> TritonServers:

@@ -1,0 +1,127 @@
+"""Asks Triton about once a second what its queue is like, and tells each model's limiter. On the event loop.
+
+Triton's statistics extension adds up how long the calls that it answered waited in its queue and how long they ran. What it
+grew by between two readings, by the time between them, is a mean number of calls (Little's law).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from promptbus_worker.deadline import Clock
+from promptbus_worker.limiter import Limiter, Load
+from promptbus_worker.model import InferenceClient, ModelStatistics
+from promptbus_worker.outcomes import CallError
+
+log = logging.getLogger(__name__)
+
+ASK_EVERY_S = 1.0
+ROUNDS = 2
+"""A window lasts so many calls' time, so that it is no accident how many end in it, and most began in it."""
+MIN_CALLS = 4
+
+
+class Reading(NamedTuple):
+    """The sums at one moment. `calls_s`: what this process's own calls took."""
+
+    at: float
+    calls_s: float
+    servers: Mapping[str, ModelStatistics]
+
+
+class Window:
+    """From one reading of a model's statistics to another one. Pure."""
+
+    def __init__(self) -> None:
+        self._first: Reading | None = None
+
+    def drop(self) -> None:
+        """The next reading begins a new one."""
+        self._first = None
+
+    def read(self, now: Reading) -> tuple[Load, float] | None:
+        """What the model did since which moment, once that is long enough; the next window begins here then."""
+        first = self._first
+        if first is None:
+            self._first = now
+            return None
+        grown = [_difference(one, first.servers.get(url)) for url, one in now.servers.items()]
+        if any(min(one) < 0 for one in grown):  # it was started again
+            self._first = now
+            return None
+        calls = sum(one.calls for one in grown)
+        queue_s = sum(one.queue_ns for one in grown) / 1e9
+        compute_s = sum(one.compute_ns for one in grown) / 1e9
+        lasted_s = now.at - first.at
+        if calls < MIN_CALLS or lasted_s < ROUNDS * (queue_s + compute_s) / calls:
+            return None
+        self._first = now
+        own = (now.calls_s - first.calls_s) / lasted_s
+        return Load(compute_s / lasted_s, queue_s / lasted_s, own), first.at
+
+
+class TritonLoad:
+    """Of every model whose limit is not fixed. A limit that is not in use needs no news, so Triton is not asked then."""
+
+    def __init__(
+        self,
+        client: InferenceClient,
+        version: str | None,
+        limiters: Mapping[str, Limiter],
+        clock: Clock,
+    ) -> None:
+        self._client = client
+        self._version = version
+        self._limiters = {model: limiter for model, limiter in limiters.items() if not limiter.is_fixed}
+        self._clock = clock
+        self._windows = {model: Window() for model in self._limiters}
+        self._untold: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to ask."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """Ask no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            since = self._clock()
+            await asyncio.sleep(ASK_EVERY_S)
+            for model, limiter in self._limiters.items():
+                if limiter.in_use_since(since):
+                    await self._ask(model, limiter)
+                else:
+                    self._windows[model].drop()
+
+    async def _ask(self, model: str, limiter: Limiter) -> None:
+        try:
+            servers = await self._client.statistics(model, self._version)
+        except CallError as error:
+            self._windows[model].drop()
+            if error.status is not None and model not in self._untold:  # others say if Triton is gone
+                self._untold.add(model)
+                log.warning(
+                    "Triton does not tell its statistics: the number of batches in flight stays as it is",
+                    extra={"model": model, "limit": limiter.limit, "error": str(error)},
+                )
+            return
+        now = self._clock()
+        measured = self._windows[model].read(Reading(now, limiter.calls_s, servers))
+        if measured is not None:
+            limiter.measured(*measured, now)
+
+
+def _difference(now: ModelStatistics, before: ModelStatistics | None) -> ModelStatistics:
+    """Nothing for a server that was not heard of before."""
+    before = before or now
+    return ModelStatistics(
+        now.calls - before.calls, now.queue_ns - before.queue_ns, now.compute_ns - before.compute_ns
+    )
