@@ -137,7 +137,8 @@ class Calls:
             del self._running[call]
             self._freeze.tick(now)
             self._metrics.later.observe(self._metrics.inference_duration_seconds[model], now - began)
-        self._took_s[model].append(now - began)
+        if not self._freeze.since(began):
+            self._took_s[model].append(now - began)
         self._metrics.later.inc(calls[model, "ok"])
         return answer
 

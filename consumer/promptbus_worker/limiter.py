@@ -17,8 +17,9 @@ The limit goes a third of the way there, on a logarithmic scale: wanted falls wi
 where one step leads to, without swinging.
 
 Overload (503, time-outs, connections) is answered at once: 0.7 times the limit, then one more per round of calls up to
-one below the limit that met it, which is not tried again for a while. It is answered once per window: by calls that
-began after the last decrease. Only while the limit is in use does anything raise it, so an idle worker changes nothing.
+one below the limit that met it, which is not tried again for a while. Then, if Triton tells nothing better, it goes on to
+where it was. Overload is answered once per window: by calls that began after the last decrease. Only while the limit is
+in use does anything raise it, so an idle worker changes nothing.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ DECREASE = 0.7
 AVOID_S = 8.0
 """How long a limit that met overload is not tried again."""
 SCALE = 4.2
-"""With one instance, one call waits while one runs: 2 is wanted if crowding is 2."""
+"""Just above 4, so that with one instance a second call may wait while one runs: 1.05 is wanted then, and rounded up."""
 STEP = 1 / 3
+LARGEST_STEP = 2.0
+"""The factor up or down that one measurement may change the limit by."""
 CROWDED = 1.15
 """Where hardly any call waits, there is no reason to lower the limit; little may run because little is asked for."""
 _ALMOST = 1e-9
@@ -41,8 +44,8 @@ _ALMOST = 1e-9
 class Load(NamedTuple):
     """What a model did during a window: mean numbers of calls at once.
 
-    `running` and `waiting`: in Triton, everybody's. `own`: this process's calls in flight; beyond what Triton tells,
-    for a balancer may hide further servers behind the one that was asked.
+    `running` and `waiting`: in Triton, everybody's. `own`: this process's calls that were answered, from beginning to end;
+    they may be more than Triton tells, for a balancer may hide further servers behind the one that was asked.
     """
 
     running: float
@@ -60,10 +63,10 @@ class Limiter:
         self._minimum, self.maximum = minimum, maximum
         self.limit = max(minimum, min(maximum, start))
         self.calls_s = 0.0
-        """Seconds that calls took, together."""
+        """Seconds that calls which were answered took, together."""
         self._wanted = float(self.limit)  # the limit before it is rounded
         self._ramp_to: int | None = None
-        self._steady = self.limit  # outside of ramps
+        self._steady = self.limit  # what it was begun with, or Triton's statistics led to
         self._per_success = self._added = 0.0  # what a success adds in a ramp
         self._in_use_at = float("-inf")
         self._decreased_at = float("-inf")
@@ -79,21 +82,23 @@ class Limiter:
         """Whether as many calls were in flight as may be, at some time since then."""
         return self._in_use_at >= moment
 
-    def began(self, now: float, in_flight: int) -> None:
-        """A call begins; `in_flight`: batches of the model, this one included."""
+    def note(self, now: float, in_flight: int) -> None:
+        """So many batches of the model are in flight, one that begins now included."""
         if in_flight >= self.limit:
             self._in_use_at = now
 
     def succeeded(self, began: float, now: float) -> None:
         """A call that began then was answered."""
         self.calls_s += now - began
+        if self._ramp_to is None and self.limit < self._steady and now >= self._avoid_until:
+            self._ramp_to, self._per_success, self._added = self._steady, 1 / self.limit, 0.0
         if self._ramp_to is not None and self._decreased_at <= began and self._in_use_at >= began:
             self._added += self._per_success
             if self._added >= 1:
                 self._added = 0.0
                 self._set(self.limit + 1, self._ramp_to)
             if self.limit >= self._ramp_to:
-                self._ramp_to, self._steady = None, self.limit
+                self._ramp_to = None
 
     def measured(self, load: Load, since: float, now: float) -> None:
         """What the model did between two moments."""
@@ -103,10 +108,9 @@ class Limiter:
             return
         crowding = 1 + load.waiting / load.running
         running = max(load.running, load.own / crowding)
-        wanted = self._wanted * (SCALE * running / crowding**2 / self._wanted) ** STEP
-        if crowding < CROWDED:
-            wanted = max(wanted, self._wanted)
-        self._set(wanted, self._avoided - 1 if now < self._avoid_until else self.maximum)
+        factor = (SCALE * running / crowding**2 / self._wanted) ** STEP
+        factor = max(1 / LARGEST_STEP if crowding >= CROWDED else 1.0, min(LARGEST_STEP, factor))
+        self._set(self._wanted * factor, self._avoided - 1 if now < self._avoid_until else self.maximum)
         self._steady = self.limit
 
     def overloaded(self, began: float, now: float) -> None:

@@ -120,7 +120,7 @@ def sum_up(statistics: Statistics) -> ModelStatistics:
             queue_ns=sum(int(version["queue"]["ns"]) for version in versions),
             compute_ns=sum(int(version[part]["ns"]) for version in versions for part in _COMPUTE),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the statistics cannot be read ({type(error).__name__}: {error})") from error
 
 

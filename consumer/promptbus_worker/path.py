@@ -103,7 +103,6 @@ class Path:
             if transactional
             else None,
         )
-        self._load = TritonLoad(triton, settings.triton_model_version, limiters, time.monotonic)
         gates = Gates(specs)
         self._brokers = BrokerWatch(
             self._ask_broker,
@@ -157,6 +156,9 @@ class Path:
             tracing=tracing,
             clock=time.monotonic,
             wall_clock=time.time,
+        )
+        self._load = TritonLoad(
+            triton, settings.triton_model_version, limiters, specs, self.dispatcher.in_flight, time.monotonic
         )
         self._thread = threading.Thread(target=self.intake.run, name="kafka-consumer", daemon=True)
 

@@ -159,7 +159,7 @@ class Runner:
     async def _try(self, model: str, part: list[Pending]) -> tuple[list[list[Pending]], list[Suspect]]:
         """Call and answer. After a failure, what `_failed` says is left of it."""
         call = self._calls.begin(part)
-        self._limiters[model].began(call.began, self._traffic.in_flight(model))
+        self._limiters[model].note(call.began, self._traffic.in_flight(model))
         try:
             version, rows = await self._calls.run(model, part, call)
         except CallError as error:

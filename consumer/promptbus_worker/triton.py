@@ -135,12 +135,12 @@ class TritonClient:
     async def statistics(
         self, model: str, version: str | None = None, *, timeout_s: float = STATISTICS_S
     ) -> dict[str, ModelStatistics]:
-        """What Triton has done for the model since it was loaded, by this server's "host:port". Raises CallError."""
+        """What Triton has done for the model since it was loaded, by this server's address. Raises CallError."""
         self._check_open()
         try:
             async with asyncio.timeout(timeout_s):
                 statistics = await self._calls.statistics(model, version or "")
-            return {self._address.netloc: sum_up(statistics)}
+            return {self._address.netloc + self._address.path: sum_up(statistics)}
         except TimeoutError as error:
             raise CallError(CallFailure.TIMEOUT, f"no statistics within {timeout_s:g} s") from error
         except ValueError as error:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from promptbus_worker.deadline import Clock
 from promptbus_worker.limiter import Limiter, Load
-from promptbus_worker.model import InferenceClient, ModelStatistics
+from promptbus_worker.model import InferenceClient, ModelSpec, ModelStatistics
 from promptbus_worker.outcomes import CallError
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,8 @@ ASK_EVERY_S = 1.0
 ROUNDS = 2
 """A window lasts so many calls' time, so that it is no accident how many end in it, and most began in it."""
 MIN_CALLS = 4
+FAILURES = 3
+"""In a row, until it is said that Triton does not tell. If it is gone, it is not asked, for then nothing is in flight."""
 
 
 class Reading(NamedTuple):
@@ -71,14 +73,19 @@ class TritonLoad:
         client: InferenceClient,
         version: str | None,
         limiters: Mapping[str, Limiter],
+        specs: Mapping[str, ModelSpec],
+        in_flight: Callable[[str], int],
         clock: Clock,
     ) -> None:
+        """`in_flight`: how many batches of a model are."""
         self._client = client
         self._version = version
         self._limiters = {model: limiter for model, limiter in limiters.items() if not limiter.is_fixed}
+        self._specs = specs
+        self._in_flight = in_flight
         self._clock = clock
         self._windows = {model: Window() for model in self._limiters}
-        self._untold: set[str] = set()
+        self._failures = dict.fromkeys(self._limiters, 0)  # in a row
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -96,26 +103,33 @@ class TritonLoad:
             since = self._clock()
             await asyncio.sleep(ASK_EVERY_S)
             for model, limiter in self._limiters.items():
-                if limiter.in_use_since(since):
-                    await self._ask(model, limiter)
-                else:
+                limiter.note(self._clock(), self._in_flight(model))  # long calls: none may have begun of late
+                if not limiter.in_use_since(since):
                     self._windows[model].drop()
+                    continue
+                try:
+                    await self._ask(model, limiter)
+                except Exception:
+                    self._windows[model].drop()
+                    log.exception("asking for Triton's statistics failed by a defect of the worker")
 
     async def _ask(self, model: str, limiter: Limiter) -> None:
         try:
             servers = await self._client.statistics(model, self._version)
         except CallError as error:
             self._windows[model].drop()
-            if error.status is not None and model not in self._untold:  # others say if Triton is gone
-                self._untold.add(model)
+            self._failures[model] += 1
+            if self._failures[model] == FAILURES:
                 log.warning(
                     "Triton does not tell its statistics: the number of batches in flight stays as it is",
                     extra={"model": model, "limit": limiter.limit, "error": str(error)},
                 )
             return
-        now = self._clock()
+        self._failures[model] = 0
+        now, spec = self._clock(), self._specs[model]
         measured = self._windows[model].read(Reading(now, limiter.calls_s, servers))
-        if measured is not None:
+        # More calls than can run at once: a balancer sent us to another server this time, which has done more before.
+        if measured is not None and measured[0].running <= spec.instances * spec.max_batch_size:
             limiter.measured(*measured, now)
 
 

@@ -95,6 +95,7 @@ class TritonContract:
             while now is None or now.calls < before.calls + 3:
                 await asyncio.sleep(0.01)
                 (now,) = (await client.statistics("gpt4_nano", "1")).values()
+        assert now.calls == before.calls + 3
         assert now.compute_ns - before.compute_ns >= 3 * 0.05e9
         assert now.queue_ns >= before.queue_ns
 

@@ -104,7 +104,7 @@ class ScriptedTriton:
         self.metadata: object = METADATA
         self.config: object = CONFIG
         self.describe_with: Script | None = None
-        self.counted = [0, 0]  # calls that a script or the model has dealt with, nanoseconds in it
+        self.counted = [0, 0]  # calls that were answered, nanoseconds that they took
         self.port = 0
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -183,10 +183,7 @@ class ScriptedTriton:
         else:
             request.parse_inputs()
             script = self.scripts.popleft() if self.scripts else behave
-            began = time.monotonic_ns()
             await script(self, request, writer)
-            self.counted[0] += 1
-            self.counted[1] += time.monotonic_ns() - began
 
 
 async def _read(reader: asyncio.StreamReader) -> Received:
@@ -273,6 +270,7 @@ async def behave(server: ScriptedTriton, request: Received, writer: asyncio.Stre
         )
         await send(writer, 500, json.dumps({"error": text}).encode())
     else:
+        began = time.monotonic_ns()
         slow = re.search(rb"\[\[slow:(\d+)\]\]", joined)
         if slow:
             await asyncio.sleep(int(slow[1]) / 1000)
@@ -281,5 +279,7 @@ async def behave(server: ScriptedTriton, request: Received, writer: asyncio.Stre
             del outputs["response"]
         if b"[[wrong-rows]]" in joined:
             outputs = outputs_for(prompts[:-1])
+        server.counted[0] += 1
+        server.counted[1] += time.monotonic_ns() - began
         writer.write(answer_of(outputs))
         await writer.drain()

@@ -31,14 +31,14 @@ def refusal(metadata: Any, config: Any) -> str:
 
 
 def version_statistics(calls: int, ns: int) -> Json:
-    parts = ("queue", "compute_input", "compute_infer", "compute_output")
-    counted = {part: {"count": calls, "ns": ns} for part in parts}
-    return {"inference_stats": {"success": {"count": calls, "ns": 4 * ns}, **counted}}
+    shares = {"queue": 1, "compute_input": 10, "compute_infer": 100, "compute_output": 1000, "success": 1111}
+    counted = {part: {"count": calls, "ns": share * ns} for part, share in shares.items()}
+    return {"inference_stats": counted}
 
 
 def test_the_statistics_of_all_versions_are_added_up() -> None:
-    statistics: Any = {"model_stats": [version_statistics(2, 10), version_statistics(3, 100)]}
-    assert sum_up(statistics) == ModelStatistics(calls=5, queue_ns=110, compute_ns=330)
+    statistics: Any = {"model_stats": [version_statistics(2, 1), version_statistics(3, 2)]}
+    assert sum_up(statistics) == ModelStatistics(calls=5, queue_ns=3, compute_ns=3330)
     assert sum_up({"model_stats": []}) == ModelStatistics(0, 0, 0)
 
 

@@ -290,7 +290,8 @@ class Path:
             clock=loop().time,
             wall_clock=loop().time,
         )
-        TritonLoad(self.model, None, {"gpt4_nano": self.limiter}, loop().time).start()
+        limiters = {"gpt4_nano": self.limiter}
+        TritonLoad(self.model, None, limiters, specs, self.dispatcher.in_flight, loop().time).start()
         self._offset = 0
         self.polling = True
         self._tick()

@@ -160,7 +160,7 @@ def compete(
         while worker.in_flight < worker.limiter.limit and now >= worker.paused_until:
             worker.in_flight += 1
             call = Call(worker, now)
-            worker.limiter.began(now, worker.in_flight)
+            worker.limiter.note(now, worker.in_flight)
             if busy >= instances and server.queue is not None and len(waiting) >= server.queue:
                 worker.outcome.refused += 1
                 at(now + TRAVEL_S, overloaded, call)
@@ -170,6 +170,7 @@ def compete(
             serve(now)
 
     def ask(worker: Worker, now: float) -> None:
+        worker.limiter.note(now, worker.in_flight)
         if worker.limiter.in_use_since(now - ASK_EVERY_S):
             servers = {"one": ModelStatistics(calls, queue_ns, compute_ns)}
             measured = worker.window.read(Reading(now, worker.limiter.calls_s, servers))

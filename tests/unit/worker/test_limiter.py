@@ -27,7 +27,7 @@ class Worker:
         in_flight = max(1, int(self.limiter.limit * share))
         began, self.now = self.now, self.now + self.duration_s * max(1.0, in_flight / self.instances)
         for number in range(in_flight):
-            self.limiter.began(began, number + 1)
+            self.limiter.note(began, number + 1)
         for _ in range(in_flight):
             self.limiter.succeeded(began, self.now)
             self.limits.append(self.limiter.limit)
@@ -103,9 +103,30 @@ def test_every_instance_finds_its_next_call_at_the_door(instances: int, limit: i
     assert limit in worker.limits[-200:]
 
 
+def test_one_measurement_changes_the_limit_by_no_more_than_a_factor_of_two() -> None:
+    limiter = Limiter(8, 1, 64)
+    limiter.note(10.0, 8)
+    limiter.measured(Load(5000, 0, 8), 10.0, 11.0)
+    assert limiter.limit == 16
+    limiter.note(11.0, 16)
+    limiter.measured(Load(1, 100, 16), 11.0, 12.0)
+    assert limiter.limit == 8
+
+
+@pytest.mark.parametrize("overloads", [1, 3])
+def test_where_triton_tells_nothing_overload_costs_nothing_for_good(overloads: int) -> None:
+    worker = Worker(Limiter(8, 1, 32), heard_at=float("inf"))
+    for _ in range(overloads):
+        worker.burst(1)
+        worker.rounds(50)
+    worker.now += AVOID_S
+    worker.rounds(50)
+    assert worker.limiter.limit == 8
+
+
 def test_news_from_before_a_decrease_says_nothing() -> None:
     limiter = Limiter(8, 1, 32)
-    limiter.began(10.0, 8)
+    limiter.note(10.0, 8)
     limiter.overloaded(10.0, 11.0)
     limiter.restart(11.0)
     limiter.measured(Load(8, 0, 8), 10.5, 12.0)
@@ -114,14 +135,14 @@ def test_news_from_before_a_decrease_says_nothing() -> None:
 
 def test_a_model_of_which_nothing_is_told_keeps_its_limit() -> None:
     limiter = Limiter(8, 1, 32)
-    limiter.began(10.0, 8)
+    limiter.note(10.0, 8)
     limiter.measured(Load(0, 0, 0), 9.0, 11.0)
     assert limiter.limit == 8
 
 
 def test_little_that_runs_is_no_reason_to_lower_the_limit_as_long_as_nothing_waits() -> None:
     limiter = Limiter(8, 1, 32)
-    limiter.began(10.0, 8)
+    limiter.note(10.0, 8)
     limiter.measured(Load(0.5, 0.05, 0.5), 9.0, 11.0)
     assert limiter.limit == 8
 
@@ -130,7 +151,7 @@ def test_own_calls_tell_of_servers_that_triton_does_not_know_of() -> None:
     """One of four servers behind a balancer is asked: what runs there is a quarter."""
     limiter = Limiter(4, 1, 32)
     for now in range(20):
-        limiter.began(now, limiter.limit)
+        limiter.note(now, limiter.limit)
         limiter.measured(Load(limiter.limit / 4, 0.0, limiter.limit), now, now + 1)
     assert limiter.limit == 32
 
@@ -151,7 +172,7 @@ def test_calls_from_before_a_restart_do_not_raise_the_limit() -> None:
     limiter = Limiter(6, 1, 32)
     limiter.restart(10.0)
     for _ in range(10):
-        limiter.began(10.5, 1)
+        limiter.note(10.5, 1)
         limiter.succeeded(9.0, 11.0)
     assert limiter.limit == 1
 

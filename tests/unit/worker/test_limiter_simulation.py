@@ -69,6 +69,18 @@ def test_after_each_step_it_is_within_ten_percent_of_the_best_fixed_limit(
         assert whole.mean_wait(begin, end) <= LONGEST_WAIT * seconds
 
 
+@pytest.mark.parametrize("seconds", [1.5, 5.0, 20.0])
+def test_calls_of_many_seconds_take_as_many_rounds(seconds: float) -> None:
+    """16 rounds after more instances came, and after most of them went."""
+    every = 40 * seconds
+    steps = [(0.0, 2), (every, 8), (2 * every, 3)]
+    whole = play(Server(steps, scattered(seconds, 0.3)), Limiter(4, 1, MOST), 3 * every, timeout_s=1000.0)
+    for step, instances in steps:
+        begin, end = step + 16 * seconds, step + every
+        assert whole.rate(begin, end) >= AS_GOOD * instances / seconds, f"{instances} instances"
+        assert whole.mean_wait(begin, end) <= LONGEST_WAIT * seconds, f"{instances} instances"
+
+
 @pytest.mark.parametrize("duration", [scattered(0.15, 0.3), of_batches(0.15)], ids=["scattered", "batches"])
 @pytest.mark.parametrize("seed", range(3))
 def test_durations_that_scatter_cost_time_but_no_more_throughput(duration: Duration, seed: int) -> None:

@@ -11,9 +11,9 @@ import pytest
 from promptbus_worker.limiter import Limiter, Load
 from promptbus_worker.model import ModelStatistics
 from promptbus_worker.outcomes import CallError, CallFailure
-from promptbus_worker.triton_load import ASK_EVERY_S, Reading, TritonLoad, Window
-from tests.unit.worker.path import FakeModel
-from tests.unit.worker.virtual_time import in_virtual_time, loop
+from promptbus_worker.triton_load import ASK_EVERY_S, FAILURES, Reading, TritonLoad, Window
+from tests.unit.worker.path import SPEC, FakeModel
+from tests.unit.worker.virtual_time import in_virtual_time, loop, run
 
 S = 1_000_000_000
 Counted = tuple[int, int, int]
@@ -79,13 +79,18 @@ class Asked(FakeModel):
         return await super().statistics(model, version)
 
 
+def asking(model: FakeModel, limiter: Limiter, in_flight: int = 0) -> TritonLoad:
+    limiters, specs = {SPEC.name: limiter}, {SPEC.name: SPEC}
+    return TritonLoad(model, None, limiters, specs, lambda name: in_flight, loop().time)
+
+
 @in_virtual_time
 async def test_triton_is_asked_only_while_the_limit_is_in_use() -> None:
     model, limiter = Asked(), Limiter(4, 1, 32)
-    load = TritonLoad(model, None, {"gpt4_nano": limiter}, loop().time)
+    load = asking(model, limiter)
     load.start()
     for number in range(40):
-        limiter.began(loop().time(), 4 if number < 20 else 3)
+        limiter.note(loop().time(), 4 if number < 20 else 3)
         await asyncio.sleep(ASK_EVERY_S / 4)
     await load.stop()
     assert [at - 1000 for at in model.at] == [1, 2, 3, 4, 5]
@@ -94,31 +99,70 @@ async def test_triton_is_asked_only_while_the_limit_is_in_use() -> None:
 @in_virtual_time
 async def test_a_fixed_limit_needs_no_news() -> None:
     model, limiter = Asked(), Limiter(4, 4, 4)
-    load = TritonLoad(model, None, {"gpt4_nano": limiter}, loop().time)
+    load = asking(model, limiter)
     load.start()
-    limiter.began(loop().time(), 4)
+    limiter.note(loop().time(), 4)
     await asyncio.sleep(3)
     await load.stop()
     assert model.at == []
 
 
 @in_virtual_time
+async def test_calls_that_take_longer_than_a_second_use_the_limit_all_the_time() -> None:
+    model, limiter = Asked(), Limiter(4, 1, 32)
+    load = asking(model, limiter, in_flight=4)
+    load.start()
+    await asyncio.sleep(3.5 * ASK_EVERY_S)
+    await load.stop()
+    assert [at - 1000 for at in model.at] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("calls_at_once", "limit"), [(16, 8), (17, 4)])
+def test_more_calls_than_can_run_at_once_are_another_servers(calls_at_once: int, limit: int) -> None:
+    """A balancer changed the server. 2 instances run at most 16 calls, of one request each."""
+
+    async def body() -> None:
+        model, limiter = Asked(), Limiter(4, 1, 32)
+        load = asking(model, limiter, in_flight=4)
+        load.start()
+        await asyncio.sleep(1.5 * ASK_EVERY_S)
+        model.counted = ModelStatistics(100, 0, round(calls_at_once * ASK_EVERY_S * S))
+        await asyncio.sleep(ASK_EVERY_S)
+        await load.stop()
+        assert limiter.limit == limit
+
+    run(body())
+
+
+@in_virtual_time
 async def test_a_triton_that_does_not_tell_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     model, limiter = Asked(), Limiter(4, 1, 32)
-    load = TritonLoad(model, None, {"gpt4_nano": limiter}, loop().time)
+    load = asking(model, limiter, in_flight=4)
     load.start()
+    model.error = CallError(CallFailure.FORBIDDEN, "not for you", status=403)
     with caplog.at_level(logging.WARNING):
-        for error in (
-            CallError(CallFailure.REFUSED, "nobody is there"),
-            CallError(CallFailure.FORBIDDEN, "not for you", status=403),
-        ):
-            model.error = error
-            for _ in range(3):
-                limiter.began(loop().time(), 4)
-                await asyncio.sleep(ASK_EVERY_S)
-        await asyncio.sleep(ASK_EVERY_S / 2)
+        await asyncio.sleep((FAILURES - 0.5) * ASK_EVERY_S)
+        assert caplog.records == [], "it may be passing"
+        await asyncio.sleep(5 * ASK_EVERY_S)
     await load.stop()
-    assert len(model.at) == 6, "it may tell later"
-    (line,) = [record for record in caplog.records if "does not tell" in record.message]
+    assert len(model.at) == FAILURES + 4, "it may tell later"
+    (line,) = caplog.records
+    assert "does not tell" in line.message
     assert "not for you" in str(line.__dict__["error"])
     assert limiter.limit == 4
+
+
+@in_virtual_time
+async def test_a_defect_is_logged_and_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:
+    model, limiter = Asked(), Limiter(4, 1, 32)
+    load = asking(model, limiter, in_flight=4)
+    load.start()
+    del model.counted
+    await asyncio.sleep(1.5 * ASK_EVERY_S)
+    model.counted = ModelStatistics(0, 0, 0)
+    await asyncio.sleep(ASK_EVERY_S)
+    model.counted = ModelStatistics(100, 0, 4 * S)
+    await asyncio.sleep(ASK_EVERY_S)
+    await load.stop()
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert limiter.limit == 7
