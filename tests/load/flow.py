@@ -131,11 +131,12 @@ class Flow:
         self.asked.append(Asked(now, deadline))
         value = orjson.dumps({"request_id": str(number), "prompt": f"what is the number {number}?"})
         delivered = partial(self._delivered, number)
-        # The partitions in turn: the client would fill one for a while, and then the next one.
+        # The partitions in turn: the client would fill one for a while, and then the next one. Each gets its share of
+        # those without a deadline.
         self._producer.produce(
             self._system.requests,
             value,
-            partition=number % self._system.partitions,
+            partition=number // self._patient_every % self._system.partitions,
             headers=headers,
             on_delivery=delivered,
         )
