@@ -56,7 +56,7 @@ class BadRow(NamedTuple):
 
 
 class ModelStatistics(NamedTuple):
-    """What a server has done for a model since it was loaded. Of calls that were answered, whoever made them."""
+    """What a server has done for a model since it was loaded. Of calls that ran, whoever made them and whatever came of them."""
 
     calls: int
     queue_ns: int

@@ -30,7 +30,7 @@ class Duration(TypedDict):
 
 
 class InferenceStatistics(TypedDict):
-    """`inference_stats` of one version in `GET v2/models/M/stats`; a duration of each call that was answered."""
+    """`inference_stats` of one version in `GET v2/models/M/stats`; a duration of each call that ran."""
 
     success: Duration
     queue: Duration

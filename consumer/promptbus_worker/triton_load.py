@@ -1,6 +1,6 @@
 """Asks Triton about once a second what its queue is like, and tells each model's limiter. On the event loop.
 
-Triton's statistics extension adds up how long the calls that it answered waited in its queue and how long they ran. What it
+Triton's statistics extension adds up how long the calls that it ran waited in its queue and how long they took. What it
 grew by between two readings, by the time between them, is a mean number of calls (Little's law).
 """
 

@@ -104,7 +104,7 @@ class ScriptedTriton:
         self.metadata: object = METADATA
         self.config: object = CONFIG
         self.describe_with: Script | None = None
-        self.counted = [0, 0]  # calls that were answered, nanoseconds that they took
+        self.counted = [0, 0]  # calls that ran, nanoseconds that they took
         self.port = 0
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -141,6 +141,11 @@ class ScriptedTriton:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
         await self._server.wait_closed()
+
+    def count(self, began_ns: int) -> None:
+        """A call that began then ran; whether the model failed does not matter to Triton."""
+        self.counted[0] += 1
+        self.counted[1] += time.monotonic_ns() - began_ns
 
     def statistics(self) -> dict[str, object]:
         """Of the one version, which never lets anything wait."""
@@ -254,7 +259,7 @@ def pack_int32(values: Sequence[int]) -> bytes:
 
 async def behave(server: ScriptedTriton, request: Received, writer: asyncio.StreamWriter) -> None:
     """Answer as the real Triton with the real model does."""
-    prompts = request.prompts
+    began, prompts = time.monotonic_ns(), request.prompts
     joined = b"\n".join(prompts)
     unknown = set(request.inputs) - set(_INPUTS)
     if len(prompts) > MAX_BATCH_SIZE:
@@ -268,9 +273,9 @@ async def behave(server: ScriptedTriton, request: Received, writer: asyncio.Stre
         text = (
             f"Failed to process the request(s) for model 'gpt4_nano_0_0', message: ValueError\n\nAt:{trace}"
         )
+        server.count(began)
         await send(writer, 500, json.dumps({"error": text}).encode())
     else:
-        began = time.monotonic_ns()
         slow = re.search(rb"\[\[slow:(\d+)\]\]", joined)
         if slow:
             await asyncio.sleep(int(slow[1]) / 1000)
@@ -279,7 +284,6 @@ async def behave(server: ScriptedTriton, request: Received, writer: asyncio.Stre
             del outputs["response"]
         if b"[[wrong-rows]]" in joined:
             outputs = outputs_for(prompts[:-1])
-        server.counted[0] += 1
-        server.counted[1] += time.monotonic_ns() - began
+        server.count(began)
         writer.write(answer_of(outputs))
         await writer.drain()

@@ -158,14 +158,14 @@ class FakeModel:
 
     async def _occupied(self, prompts: list[str]) -> None:
         assert self._instances is not None
-        came = loop().time()
+        came = _now()
         async with self._instances:
-            began = loop().time()
+            began = _now()
             await asyncio.sleep(max(self._seconds.get(prompt, self.latency_s) for prompt in prompts))
             self._count(came, began)
 
     def _count(self, came: float, began: float) -> None:
-        queue_s, compute_s = began - came, loop().time() - began
+        queue_s, compute_s = began - came, _now() - began
         calls, queue_ns, compute_ns = self.counted
         self.counted = ModelStatistics(
             calls + 1, queue_ns + round(queue_s * 1e9), compute_ns + round(compute_s * 1e9)
@@ -201,7 +201,7 @@ class FakeModel:
                 if not done:
                     raise CallError(CallFailure.TIMEOUT, "no answer")
             else:
-                began = loop().time()
+                began = _now()
                 await asyncio.sleep(self.latency_s)
                 self._count(began, began)
             self.before_answer()
@@ -218,6 +218,10 @@ class FakeModel:
         ]
 
     async def close(self) -> None: ...
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 @dataclass
