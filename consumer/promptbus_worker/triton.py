@@ -36,6 +36,7 @@ __all__ = [
 Transport = Literal["binary", "tritonclient"]
 
 STATISTICS_S = 2.0
+"""How long Triton may take to tell its statistics, which it does from memory."""
 PROBE_S = 1.0
 """How long a connection may take after a call timed out, to tell a slow server from one that is gone."""
 
@@ -132,17 +133,15 @@ class TritonClient:
             raise (await self._wrong_scheme(error) or error) from error
         return describe(metadata, config, version=version)
 
-    async def statistics(
-        self, model: str, version: str | None = None, *, timeout_s: float = STATISTICS_S
-    ) -> dict[str, ModelStatistics]:
+    async def statistics(self, model: str, version: str | None = None) -> dict[str, ModelStatistics]:
         """What Triton has done for the model since it was loaded, by this server's address. Raises CallError."""
         self._check_open()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(STATISTICS_S):
                 statistics = await self._calls.statistics(model, version or "")
             return {self._address.netloc + self._address.path: sum_up(statistics)}
         except TimeoutError as error:
-            raise CallError(CallFailure.TIMEOUT, f"no statistics within {timeout_s:g} s") from error
+            raise CallError(CallFailure.TIMEOUT, f"no statistics within {STATISTICS_S:g} s") from error
         except ValueError as error:
             raise CallError(CallFailure.BAD_OUTPUT, str(error), status=200) from error
 

@@ -23,7 +23,7 @@ ROUNDS = 2
 """A window lasts so many calls' time, so that it is no accident how many end in it, and most began in it."""
 MIN_CALLS = 4
 FAILURES = 3
-"""In a row, until it is said that Triton does not tell. If it is gone, it is not asked, for then nothing is in flight."""
+"""In a row, until it is said that Triton does not tell. If it is gone, little is in flight, so as a rule it is not asked."""
 
 
 class Reading(NamedTuple):
@@ -65,6 +65,33 @@ class Window:
         return Load(compute_s / lasted_s, queue_s / lasted_s, own), first.at
 
 
+class Watch:
+    """One model's limiter, and what it is told when. Pure."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self.limiter = limiter
+        self._window = Window()
+
+    def wants_news(self, since: float, now: float, in_flight: int) -> bool:
+        """Whether the limit was in use since then; long calls are still in flight, though none may have begun of late."""
+        self.limiter.note(now, in_flight)
+        if self.limiter.in_use_since(since):
+            return True
+        self._window.drop()
+        return False
+
+    def told(self, servers: Mapping[str, ModelStatistics], now: float, most_running: float) -> None:
+        """The statistics at this moment. More than `most_running` calls at once cannot be: a balancer sent us to
+        another server this time, which has done more before."""
+        measured = self._window.read(Reading(now, self.limiter.calls_s, servers))
+        if measured is not None and measured[0].running <= most_running:
+            self.limiter.measured(*measured, now)
+
+    def untold(self) -> None:
+        """There was no answer."""
+        self._window.drop()
+
+
 class TritonLoad:
     """Of every model whose limit is not fixed. A limit that is not in use needs no news, so Triton is not asked then."""
 
@@ -80,12 +107,11 @@ class TritonLoad:
         """`in_flight`: how many batches of a model are."""
         self._client = client
         self._version = version
-        self._limiters = {model: limiter for model, limiter in limiters.items() if not limiter.is_fixed}
+        self._watches = {model: Watch(limiter) for model, limiter in limiters.items() if not limiter.is_fixed}
         self._specs = specs
         self._in_flight = in_flight
         self._clock = clock
-        self._windows = {model: Window() for model in self._limiters}
-        self._failures = dict.fromkeys(self._limiters, 0)  # in a row
+        self._failures = dict.fromkeys(self._watches, 0)  # in a row
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -102,35 +128,30 @@ class TritonLoad:
         while True:
             since = self._clock()
             await asyncio.sleep(ASK_EVERY_S)
-            for model, limiter in self._limiters.items():
-                limiter.note(self._clock(), self._in_flight(model))  # long calls: none may have begun of late
-                if not limiter.in_use_since(since):
-                    self._windows[model].drop()
+            for model, watch in self._watches.items():
+                if not watch.wants_news(since, self._clock(), self._in_flight(model)):
                     continue
                 try:
-                    await self._ask(model, limiter)
+                    await self._ask(model, watch)
                 except Exception:
-                    self._windows[model].drop()
+                    watch.untold()
                     log.exception("asking for Triton's statistics failed by a defect of the worker")
 
-    async def _ask(self, model: str, limiter: Limiter) -> None:
+    async def _ask(self, model: str, watch: Watch) -> None:
         try:
             servers = await self._client.statistics(model, self._version)
         except CallError as error:
-            self._windows[model].drop()
+            watch.untold()
             self._failures[model] += 1
             if self._failures[model] == FAILURES:
                 log.warning(
                     "Triton does not tell its statistics: the number of batches in flight stays as it is",
-                    extra={"model": model, "limit": limiter.limit, "error": str(error)},
+                    extra={"model": model, "limit": watch.limiter.limit, "error": str(error)},
                 )
             return
         self._failures[model] = 0
-        now, spec = self._clock(), self._specs[model]
-        measured = self._windows[model].read(Reading(now, limiter.calls_s, servers))
-        # More calls than can run at once: a balancer sent us to another server this time, which has done more before.
-        if measured is not None and measured[0].running <= spec.instances * spec.max_batch_size:
-            limiter.measured(*measured, now)
+        spec = self._specs[model]
+        watch.told(servers, self._clock(), most_running=spec.instances * spec.max_batch_size)
 
 
 def _difference(now: ModelStatistics, before: ModelStatistics | None) -> ModelStatistics:

@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from promptbus_worker.deadline import Clock
 from promptbus_worker.model import BadRow, InferenceClient, Inputs, ModelSpec, ModelStatistics, Row, canary
@@ -23,11 +23,13 @@ from promptbus_worker.outcomes import VERDICTS, Action, CallError, CallFailure, 
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 FIRST_ASIDE_S: Final = 0.5
 LONGEST_ASIDE_S: Final = 30.0
 """How long a server is left alone after its first failure; doubled with each that follows, up to the second."""
 OTHERS_S: Final = 1.0
-"""Once one server has described a model, the others have this long to do so as well."""
+"""Once one server has told of a model, the others have this long to do so as well."""
 CHECK_S: Final = 10.0
 
 _DID_NOT_RUN = frozenset(
@@ -68,7 +70,7 @@ class TritonServers:
 
         Raises CallError if none answers, ModelUnusable if they disagree about the inputs.
         """
-        found, errors = await self._ask_all(lambda client: client.read_spec(model, version))
+        found, errors = await self._ask(self._servers, lambda client: client.read_spec(model, version))
         if not found:
             raise next(iter(errors.values()))
         first = next(iter(found))
@@ -119,14 +121,10 @@ class TritonServers:
     async def statistics(self, model: str, version: str | None = None) -> dict[str, ModelStatistics]:
         """Of the servers in use that tell. Raises CallError if none does."""
         used = [server for server in self._servers if server.aside_until is None] or self._servers
-        asked = [server.client.statistics(model, version) for server in used]
-        told = await asyncio.gather(*asked, return_exceptions=True)
-        found = {
-            url: one for each in told if not isinstance(each, BaseException) for url, one in each.items()
-        }
+        found, errors = await self._ask(used, lambda client: client.statistics(model, version))
         if not found:
-            raise next(error for error in told if isinstance(error, BaseException))
-        return found
+            raise next(iter(errors.values()))
+        return {url: one for told in found.values() for url, one in told.items()}
 
     async def close(self) -> None:
         """Close every server's client."""
@@ -199,12 +197,13 @@ class TritonServers:
             if VERDICTS[error.failure].action is not Action.BISECT:
                 raise
 
-    async def _ask_all(
-        self, ask: Callable[[InferenceClient], Awaitable[ModelSpec]]
-    ) -> tuple[dict[_Server, ModelSpec], dict[_Server, CallError]]:
+    @staticmethod
+    async def _ask(
+        servers: Sequence[_Server], ask: Callable[[InferenceClient], Awaitable[T]]
+    ) -> tuple[dict[_Server, T], dict[_Server, CallError]]:
         """Of each server its answer or its error; once one has answered, the others have OTHERS_S left."""
-        tasks = {server: asyncio.ensure_future(ask(server.client)) for server in self._servers}
-        found: dict[_Server, ModelSpec] = {}
+        tasks = {server: asyncio.ensure_future(ask(server.client)) for server in servers}
+        found: dict[_Server, T] = {}
         errors: dict[_Server, CallError] = {}
         try:
             pending = set(tasks.values())
@@ -228,9 +227,9 @@ class TritonServers:
             await asyncio.gather(*tasks.values(), return_exceptions=True)
         for server in tasks:
             if server not in found and server not in errors:
-                errors[server] = CallError(CallFailure.TIMEOUT, f"no description within {OTHERS_S:g} s")
+                errors[server] = CallError(CallFailure.TIMEOUT, f"no answer within {OTHERS_S:g} s")
         # In the order of TRITON_URL, whoever was first.
-        return {server: found[server] for server in self._servers if server in found}, errors
+        return {server: found[server] for server in servers if server in found}, errors
 
 
 def _next_may_do_it(error: CallError, requests: int) -> bool:

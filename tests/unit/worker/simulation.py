@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from itertools import count, zip_longest
 
 from promptbus_worker.limiter import Limiter
 from promptbus_worker.model import ModelStatistics
-from promptbus_worker.triton_load import ASK_EVERY_S, Reading, Window
+from promptbus_worker.triton_load import ASK_EVERY_S, Watch
 
 BACKOFF_S = 0.05
 """After a refusal or a time-out the worker calls nobody for so long, as with its breaker."""
@@ -62,11 +63,14 @@ class Outcome:
 class Worker:
     """One that never runs out of batches."""
 
-    limiter: Limiter
+    watch: Watch
     in_flight: int = 0
     paused_until: float = 0.0
-    window: Window = field(default_factory=Window)
     outcome: Outcome = field(default_factory=Outcome)
+
+    @property
+    def limiter(self) -> Limiter:
+        return self.watch.limiter
 
 
 @dataclass(eq=False)
@@ -96,7 +100,7 @@ def compete(
     rng, order = random.Random(seed), count()
     events: list[tuple[float, int, Callable[[float], None]]] = []
     waiting: deque[Call] = deque()
-    workers = [Worker(limiter, outcome=Outcome(limits=[(0.0, limiter.limit)])) for limiter in limiters]
+    workers = [Worker(Watch(limiter), outcome=Outcome(limits=[(0.0, limiter.limit)])) for limiter in limiters]
     busy = instances = 0
     calls = queue_ns = compute_ns = 0  # Triton's statistics
 
@@ -170,14 +174,9 @@ def compete(
             serve(now)
 
     def ask(worker: Worker, now: float) -> None:
-        worker.limiter.note(now, worker.in_flight)
-        if worker.limiter.in_use_since(now - ASK_EVERY_S):
+        if worker.watch.wants_news(now - ASK_EVERY_S, now, worker.in_flight):
             servers = {"one": ModelStatistics(calls, queue_ns, compute_ns)}
-            measured = worker.window.read(Reading(now, worker.limiter.calls_s, servers))
-            if measured is not None:
-                worker.limiter.measured(*measured, now)
-        else:
-            worker.window.drop()
+            worker.watch.told(servers, now, most_running=math.inf)
         at(now + ASK_EVERY_S, ask, worker)
 
     for when, to in server.steps:
