@@ -1,7 +1,7 @@
 """At-least-once: writes each reply at once, and settles a record once the broker has acknowledged all that it asks for.
 
 Everything here runs on the event loop, which alone produces and alone serves delivery reports: a timer serves them
-every millisecond or so while any is due, so that they arrive in bulk and settle in bulk.
+while any is due, so that they arrive in bulk and settle in bulk. Nobody waits for them: the reply is read long before.
 
 librdkafka tells of failures in two ways. A delivery report names an error, but its flags (fatal, retriable) are
 always false. What `produce` and `poll` raise, and what the error callback hears, has true flags. So reports are
@@ -36,8 +36,8 @@ RESEND_AFTER_S = 0.5
 BULK_S = 0.05
 """While more waits, replies are collected for this long: each partition then gets a few large produce requests
 instead of many of one record, which cost the broker several times as much."""
-_SHORTEST_TICK_S = 0.001
-_LONGEST_TICK_S = 0.02
+REPORTS_S = 0.005
+"""How often delivery reports are served. At 500 replies a second, one report at a time cost a sixth of the loop's time."""
 
 
 class DeliveryError(Protocol):
@@ -71,17 +71,24 @@ class Producer(Protocol):
 class AcknowledgedReplies(Replies):
     """Replies through an idempotent producer."""
 
-    def __init__(self, producer: Producer, parts: ReplyParts, *, must_wait: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        producer: Producer,
+        parts: ReplyParts,
+        *,
+        must_wait: Callable[[], bool],
+        on_room: Callable[[], None],
+    ) -> None:
         """`must_wait`: whether what lay here for a while may not be sent yet, for somebody else may own its partition
-        by now."""
+        by now. `on_room` hears that it is no longer `congested`."""
         super().__init__(parts)
         self._producer = producer
         self._must_wait = must_wait
+        self._on_room = on_room
         self._collected: list[Outgoing] = []
         self._unsent: deque[Outgoing] = deque()
         self._settled: list[Pending] = []
         self._tick: asyncio.TimerHandle | None = None
-        self._tick_s = _SHORTEST_TICK_S
         self._failed_for_good = False
 
     @property
@@ -99,8 +106,7 @@ class AcknowledgedReplies(Replies):
         else:
             self._produce(outgoing)
         if self._tick is None:
-            self._tick_s = _SHORTEST_TICK_S
-            self._tick = asyncio.get_running_loop().call_later(self._tick_s, self._serve)
+            self._serve_soon()
 
     def _collect(self, outgoing: Outgoing) -> None:
         if not self._collected:
@@ -141,11 +147,15 @@ class AcknowledgedReplies(Replies):
             self._failed(outgoing, error.args[0])
         return True
 
+    def _serve_soon(self) -> None:
+        # In bulk as often as records are produced, and in between them: their reports come about together.
+        pause_s = BULK_S / 2 if self.in_bulk else REPORTS_S
+        self._tick = asyncio.get_running_loop().call_later(pause_s, self._serve)
+
     def _serve(self) -> None:
         """Serve delivery reports, try again what did not fit into the producer's queue, settle."""
-        served = 0
         try:
-            served = self._producer.poll(0)
+            self._producer.poll(0)
             if self._unsent and not self._must_wait():
                 self._produce_unsent()
             if self._settled:
@@ -160,9 +170,7 @@ class AcknowledgedReplies(Replies):
             if self._failed_for_good or not self._due:
                 self._all_acknowledged.set()
             else:
-                shortest = BULK_S / 2 if self.in_bulk else _SHORTEST_TICK_S
-                self._tick_s = shortest if served else min(_LONGEST_TICK_S, self._tick_s * 1.5)
-                self._tick = asyncio.get_running_loop().call_later(self._tick_s, self._serve)
+                self._serve_soon()
 
     def _produce_unsent(self) -> None:
         while self._unsent:
@@ -171,6 +179,7 @@ class AcknowledgedReplies(Replies):
                 self._drop(outgoing)
             elif not self._try_to_produce(outgoing):
                 return
+        self._on_room()
 
     def client_error(self, error: DeliveryError) -> None:
         """An error of the client as a whole, raised or from its error callback: only a fatal one matters."""

@@ -117,7 +117,7 @@ class Path:
             ),
             metrics=metrics,
             on_answered=self._answered,
-            on_settled=self._committed if transactional else self._settled,
+            on_settled=_settled_already if transactional else self.intake.settled,
             on_stop=self._stop,
             tracing=tracing,
             clock=time.monotonic,
@@ -136,6 +136,7 @@ class Path:
                 cast(ReplyProducer, self._client),  # its annotations are wider
                 parts,
                 must_wait=self._must_wait,
+                on_room=self._pump,
             )
         self.dispatcher = Dispatcher(
             admission=Admission(limits_of(settings), specs, settings.models[0]),
@@ -232,14 +233,8 @@ class Path:
                     return True
         return False
 
-    def _committed(self, _: list[Record]) -> None:
-        """The consumer's thread has settled them."""
+    def _pump(self) -> None:
         self.dispatcher.pump()
-
-    def _settled(self, records: list[Record]) -> None:
-        self.intake.settled(records)
-        if not self.replies.congested:
-            self.dispatcher.pump()
 
     # -- intake.Loop: called on the consumer's thread
 
@@ -287,6 +282,10 @@ class Path:
     def _soon(self, call: Callable[..., None], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: this process is past caring
             self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _settled_already(_: list[Record]) -> None:
+    """With transactions the consumer's thread has settled them before anybody here hears of it."""
 
 
 def new_limiter(settings: Settings, spec: ModelSpec) -> Limiter:

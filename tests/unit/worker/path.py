@@ -274,6 +274,7 @@ class Path:
                 wall_clock=loop().time,
             ),
             must_wait=lambda: self.dispatcher.must_poll_first(),
+            on_room=lambda: self.dispatcher.pump(),
         )
         self.dispatcher = Dispatcher(
             admission=Admission(LIMITS, specs, "gpt4_nano"),
@@ -333,7 +334,6 @@ class Path:
         for record in records:
             if self.ledger.settle(record.ownership, record.offset):
                 self.settled_offsets.append(record.offset)
-        self.dispatcher.pump()
 
     # what a test does
 

@@ -265,7 +265,7 @@ def test_an_outage_pauses_probes_by_inference_and_ends_gently(failure: CallFailu
 
     async def body() -> None:
         path = adaptive(begin_with=4)
-        path.ask(*ids(8 * 40))
+        path.ask(*ids(8 * 80))
         await path.settle(80)
         path.model.failure = failure
         await asyncio.sleep(120)
@@ -290,7 +290,7 @@ def test_an_outage_pauses_probes_by_inference_and_ends_gently(failure: CallFailu
             side_by_side.append(len(path.model.running))
             await asyncio.sleep(path.model.latency_s + 0.0015)
         assert side_by_side == [1, 2, 4]
-        await path.settle(8 * 40)
+        await path.settle(8 * 80)
         assert set(path.codes().values()) == {"ok"}
         assert path.dead_letters() == []
         if not VERDICTS[failure].counts_attempt:
