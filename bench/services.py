@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from string import Template
 from types import TracebackType
@@ -48,7 +48,8 @@ class Services:
             self.folder = Path(tempfile.mkdtemp(prefix="promptbus-bench-"))
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             self._say("starting Kafka and Triton")
-            self.kafka = stack.enter_context(Kafka())
+            # As brokers that are there for days: what they do often is compiled thoroughly.
+            self.kafka = stack.enter_context(Kafka(java_options=()))
             self.triton = stack.enter_context(Triton(repository=self._repository(), engine=self._engine))
             self._client: dict[str, str | int | float | bool] = {
                 "bootstrap.servers": self.kafka.bootstrap,
@@ -141,6 +142,9 @@ class Services:
                 # A topic that was just made may have no leader yet.
                 if not passes(error_of(error)) or time.monotonic() > deadline:
                     raise
+                # What the client knows of a topic it keeps, even that half of it is missing: it is told to ask again.
+                with suppress(KafkaException):
+                    self._counter.list_topics(topic, 5)
                 time.sleep(0.05)
 
     def sharing(self, group: str) -> int:

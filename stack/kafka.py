@@ -14,13 +14,15 @@ from stack.ports import HOST, free_ports, require_free
 from stack.security import Security
 
 PORT_ATTEMPTS = 5
+QUICK_COMPILER = "-XX:TieredStopAtLevel=1"
+"""Java's quick compiler alone: a broker that lives for minutes would spend them compiling with the thorough one."""
 PLAIN_PROTOCOLS = "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT"
 
 
 class Kafka:
     """A cluster of one node or of several, on 127.0.0.1 only, on free ports unless one is named.
 
-    `properties` are added to server.properties, `java_options` to the command line.
+    `properties` are added to server.properties; `java_options` stand on the command line beside the heap's size.
     `stand_ins`: ports of proxies, one for each broker, that pass on to `broker.proxied_port`. Who comes to a broker
     through its proxy is sent to proxies by the cluster as well; `bootstrap` and the brokers themselves go past them.
     `security`: a single broker with TLS, SASL and ACLs; `address` says where. `bootstrap` is its administrators' door.
@@ -40,7 +42,7 @@ class Kafka:
         brokers: int = 1,
         properties: Mapping[str, str] | None = None,
         heap_mb: int = 768,
-        java_options: Sequence[str] = (),
+        java_options: Sequence[str] = (QUICK_COMPILER,),
         stand_ins: Sequence[int] = (),
         security: Security | None = None,
     ) -> None:
@@ -57,8 +59,7 @@ class Kafka:
         self._properties = dict(properties or {})
         self._stand_ins = list(stand_ins)
         self._security = security
-        # The quick compiler alone: such a broker lives for minutes, and the thorough one would spend them compiling.
-        self._java_options = [f"-Xmx{heap_mb}m", "-XX:TieredStopAtLevel=1", *java_options]
+        self._java_options = [f"-Xmx{heap_mb}m", *java_options]
         self.brokers: list[Broker] = []
 
     @property

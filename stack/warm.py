@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from stack import broker
-from stack.kafka import Kafka
+from stack.kafka import QUICK_COMPILER, Kafka
 
 
 def install() -> None:
@@ -19,7 +19,7 @@ def install() -> None:
 
 def _fill(folder: Path) -> None:
     archive = folder / broker.ARCHIVE
-    with Kafka(java_options=[f"-XX:ArchiveClassesAtExit={archive}"]) as kafka:
+    with Kafka(java_options=[QUICK_COMPILER, f"-XX:ArchiveClassesAtExit={archive}"]) as kafka:
         data = kafka.brokers[0].folder / "data"
         shutil.copy2(data / broker.CHECKPOINT, folder / broker.CHECKPOINT)
         kafka.stop()
