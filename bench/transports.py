@@ -1,4 +1,4 @@
-"""What the worker's two ways to Triton cost, side by side: `python bench/transports.py [--seconds 3] [--rounds 5]`.
+"""What the worker's two ways to Triton cost, side by side: `python -m bench.transports`.
 
 Batches of 8 prompts at concurrency 4 on uvloop, against a server that answers at once with ready-made bytes (what is
 left is the client), and against real Triton with the model's `canned` engine. Rounds are interleaved; printed are
@@ -9,15 +9,11 @@ import argparse
 import asyncio
 import multiprocessing
 import statistics
-import sys
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import get_args
 
 import uvloop
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from promptbus_worker.model import Inputs, Row
 from promptbus_worker.triton import Transport, TritonClient
@@ -105,7 +101,7 @@ def main() -> None:
     options = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    server = spawn.Process(target=serve, args=(theirs,))
+    server = spawn.Process(target=serve, args=(theirs,), daemon=True)
     server.start()
     theirs.close()
     compare("instant server", f"127.0.0.1:{ours.recv()}", options.seconds, options.rounds)

@@ -23,6 +23,20 @@ def pick(*arguments: str) -> list[Workload]:
     return chosen(parser().parse_args(arguments))
 
 
+@pytest.mark.parametrize("program", ["bench", "bench.capacity", "bench.transports"])
+def test_each_program_says_how_it_is_called(program: str) -> None:
+    asked = subprocess.run(
+        [sys.executable, "-m", program, "--help"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.startswith("usage: ")
+
+
 def test_everything_but_what_must_be_named() -> None:
     assert tuple(workload.name for workload in pick()) == DEFAULT
 
