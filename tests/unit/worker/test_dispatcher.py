@@ -449,6 +449,36 @@ async def test_a_full_producer_queue_slows_down_and_loses_nothing() -> None:
 
 
 @in_virtual_time
+async def test_what_waits_for_room_in_the_producer_goes_on_when_there_is_some() -> None:
+    path = Path(concurrency=1)
+    path.broker.queue_size, path.broker.acknowledging = 3, False
+    path.ask(*ids(24))
+    await asyncio.sleep(60)
+    assert len(path.model.calls) == 1, "its answers do not fit, so no other call begins"
+    path.broker.acknowledging = True
+    await path.settle(24)
+    assert len(path.codes()) == 24
+
+
+@in_virtual_time
+async def test_delivery_reports_come_in_bulk_when_replies_do_not() -> None:
+    path, polls = Path(), 0
+    poll = path.broker.poll
+
+    def counted(timeout: float) -> int:
+        nonlocal polls
+        polls += 1
+        return poll(timeout)
+
+    path.broker.poll = counted  # type: ignore[method-assign]
+    for prompt in ids(500):
+        path.ask(prompt)
+        await asyncio.sleep(0.002)
+    await path.settle(500)
+    assert 500 * 0.002 / 0.1 < polls < 500 / 2
+
+
+@in_virtual_time
 async def test_an_offset_settles_only_when_the_broker_has_acknowledged() -> None:
     path = Path()
     path.broker.acknowledging = False

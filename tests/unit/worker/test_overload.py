@@ -302,7 +302,7 @@ def test_an_outage_pauses_probes_by_inference_and_ends_gently(failure: CallFailu
 @in_virtual_time
 async def test_a_model_that_is_not_there_for_a_while_is_read_again_and_waited_for() -> None:
     path = Path(concurrency=2)
-    path.ask(*ids(160))
+    path.ask(*ids(800))
     await path.settle(16)
     path.model.failure = CallFailure.NOT_FOUND
     read: list[float] = []
@@ -317,7 +317,7 @@ async def test_a_model_that_is_not_there_for_a_while_is_read_again_and_waited_fo
     assert path.held == [True]
     assert 600 / LONGEST_BACKOFF_S <= len(read) < 200, "it looks again and again, and does not hammer"
     path.model.failure = None
-    await path.settle(160)
+    await path.settle(800)
     assert set(path.codes().values()) == {"ok"}
     assert {reply.attempts for reply in path.replies_by_id().values()} == {1}
 
