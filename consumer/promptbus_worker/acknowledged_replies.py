@@ -101,7 +101,7 @@ class AcknowledgedReplies(Replies):
     def _send(self, outgoing: Outgoing) -> None:
         self._due += 1
         self._all_acknowledged.clear()
-        if self.in_bulk:
+        if self.in_bulk or self._collected:  # behind those, or replies of one key would change their order
             self._collect(outgoing)
         else:
             self._produce(outgoing)

@@ -120,6 +120,18 @@ async def test_a_full_producer_queue_does_not_change_the_order() -> None:
         assert written(path, b"key-%d" % key) == [f"{key}-{number}" for number in range(25)]
 
 
+@in_virtual_time
+async def test_the_end_of_a_backlog_does_not_change_the_order() -> None:
+    """Its replies are still being collected when those to the last ones may leave at once."""
+    path = Path(ordered=True, concurrency=1)
+    for turn in range(3):
+        for key in range(40):
+            publish(path, b"key-%d" % key, f"{key}-{turn}")
+    await path.settle(120)
+    for key in range(40):
+        assert written(path, b"key-%d" % key) == [f"{key}-{turn}" for turn in range(3)]
+
+
 KINDS = st.sampled_from(["good", "good", "bad", "poison", "spoilt"])
 KEYS = st.sampled_from([b"a", b"b", b"c", None])
 
