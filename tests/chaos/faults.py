@@ -19,6 +19,8 @@ SEEN_WITHIN_S = 60.0
 BETWEEN_RESETS_S = 0.3
 FULL_QUEUE_IN_HAND = 60
 """Requests that the workers with small queues need in hand for their answers to fill them."""
+IN_HAND_WITHIN_S = 2 * SEEN_WITHIN_S
+"""The fault before it may have left them without partitions, and two more joins may be needed."""
 CLEAN_EXITS = (0, 3)
 """Drained, or drained as far as there was time: what was left is read again."""
 
@@ -157,7 +159,8 @@ def _kill_controller(cluster: Cluster, _: Fault) -> Struck:
 def _full_producer_queue(cluster: Cluster, _: Fault) -> Struck:
     """No broker at all, while Triton goes on answering."""
     small = cluster.supervisors[0]
-    eventually("enough in hand to fill it", lambda: in_hand(small) >= FULL_QUEUE_IN_HAND, SEEN_WITHIN_S)
+    enough = f"{FULL_QUEUE_IN_HAND} in hand, to fill it"
+    eventually(enough, lambda: in_hand(small) >= FULL_QUEUE_IN_HAND, IN_HAND_WITHIN_S)
     killed = _kill_brokers(cluster, cluster.kafka.brokers)
 
     def waiting_replies() -> float:
