@@ -123,7 +123,7 @@ def main(arguments: list[str]) -> int:
     try:
         picked = rounds.available(chosen(options), results, say)
         engine = "llama_cpp" if any(workload.model == REAL for workload in picked) else None
-        with Services(engine=engine, say=say, minutes=not options.quick) as services:
+        with Services(engine=engine, say=say, long_run=not options.quick) as services:
             rounds.run(picked, results, services, say)
     except StackError as error:
         failure = str(error)

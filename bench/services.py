@@ -35,10 +35,10 @@ MODEL_HEADER: tuple[str, str | bytes | None] = ("mlserver-model", "triton")
 class Services:
     """A context manager: started on entry, and nothing is left of them on exit."""
 
-    def __init__(self, *, engine: str | None, say: Callable[[str], None], minutes: bool = False) -> None:
-        """`engine`: what gpt4_nano answers with; None: that model is not loaded. `minutes`: it will take many."""
+    def __init__(self, *, engine: str | None, say: Callable[[str], None], long_run: bool = False) -> None:
+        """`engine`: what gpt4_nano answers with; None: that model is not loaded. `long_run`: of many minutes."""
         self._engine = engine
-        self._minutes = minutes
+        self._long_run = long_run
         self._say = say
         self._stack = ExitStack()
         self._numbers = itertools.count(1)
@@ -50,7 +50,7 @@ class Services:
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             self._say("starting Kafka and Triton")
             # As brokers that are there for days: what they do often is compiled thoroughly, which takes them minutes.
-            self.kafka = stack.enter_context(Kafka(java_options=()) if self._minutes else Kafka())
+            self.kafka = stack.enter_context(Kafka(java_options=()) if self._long_run else Kafka())
             self.triton = stack.enter_context(Triton(repository=self._repository(), engine=self._engine))
             self._client: dict[str, str | int | float | bool] = {
                 "bootstrap.servers": self.kafka.bootstrap,

@@ -97,7 +97,7 @@ def producer_config(settings: Settings, client_id: str, limits: Iterable[int]) -
     """The producer's librdkafka settings for topics with these `max.message.bytes`."""
     sizes = list(limits)
     return {
-        # At once: with one batch under way, what comes meanwhile goes together anyway, and what waits for nobody is
+        # At once: with one batch under way, what comes meanwhile goes together anyway, and what nobody waits for is
         # collected before (acknowledged_replies). A millisecond here is a millisecond of every reply under light traffic.
         "linger.ms": 0,
         "compression.type": "lz4",
