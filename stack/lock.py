@@ -12,6 +12,8 @@ UV_FOLDER = PROJECT / ".stack" / "uv"
 COMPILE = (
     *("pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"),
     *("--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command", "make lock"),
+    # An extra that is left out is looked up by its dependents alone, and pip then takes a newer version without hash.
+    "--no-strip-extras",
 )
 _EXTRAS = ("--extra", "worker", "--extra", "top", "--extra", "tracing")
 # The packages of users' environments follow dev.txt, so that what is tested is what is shipped.
