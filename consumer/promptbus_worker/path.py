@@ -35,6 +35,7 @@ from promptbus_worker.positions import Positions
 from promptbus_worker.record import Pending, Record
 from promptbus_worker.replies import Replies, ReplyParts
 from promptbus_worker.reply_records import Outgoing, ReplyRecords
+from promptbus_worker.room import Room
 from promptbus_worker.settings import Settings
 from promptbus_worker.startup import Surroundings
 from promptbus_worker.tracing import OFF, Tracing
@@ -47,10 +48,6 @@ from promptbus_worker.worker_process import Exit
 if TYPE_CHECKING:
     from promptbus_worker.metrics import Metrics
 
-BATCHES_IN_HAND_PER_SLOT = 32
-"""Batches' worth of records in hand per batch in flight: the next ones wait while the last ones' replies settle."""
-TIMES_WITH_TRANSACTIONS = 4
-"""So many times as much then: nothing settles before its transaction is over, and meanwhile nothing is polled."""
 MAX_BYTES_IN_HAND = 32 << 20
 CALLS_PER_INSTANCE = 2
 """Batches in flight per model instance to begin with: one runs while the next one waits at Triton's door."""
@@ -77,25 +74,24 @@ class Path:
         self._drain_begun = asyncio.Event()
         specs = surroundings.specs
         limiters = {name: new_limiter(settings, spec) for name, spec in specs.items()}
-        first_limits = {name: limiter.limit for name, limiter in limiters.items()}
         transactional = settings.worker_delivery == "transactional"
 
         def batch_size(model: str) -> int:
             return min(specs[model].max_batch_size, settings.batch_max_size or specs[model].max_batch_size)
 
-        def max_records() -> int:
-            # Never less than at the start: a limit that is low for a moment must not empty the waiting room.
-            batches = {name: max(limiter.limit, first_limits[name]) for name, limiter in limiters.items()}
-            times = BATCHES_IN_HAND_PER_SLOT * (TIMES_WITH_TRANSACTIONS if transactional else 1)
-            return times * sum(batch_size(name) * batches[name] for name in batches)
-
+        room = Room(
+            limiters,
+            batch_size,
+            transactional=transactional,
+            answered=lambda: len(self.replies.unacknowledged),
+        )
         self.intake = Intake(
             kafka.consumer_config(settings, name),
             settings.kafka_request_topic,
             positions=Positions(start_at_end=settings.kafka_start == "latest"),
             loop=self,
             metrics=metrics,
-            max_records=max_records,
+            max_records=room.records,
             max_bytes=MAX_BYTES_IN_HAND,
             revoke_s=settings.worker_revoke_s,
             lag_report=LagReport.from_environment(),

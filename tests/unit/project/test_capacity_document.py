@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.queueing import HEADROOM, drain_s
 from bench.workloads import SLOW_CAPACITY, SLOW_INSTANCES, SLOW_MS
-from promptbus_worker import path
+from promptbus_worker import path, room
 from promptbus_worker.kafka import consumer_config
 from promptbus_worker.settings import Settings
 
@@ -33,12 +33,13 @@ def test_the_bounds_of_what_is_in_hand_are_those_of_the_worker() -> None:
     prefetched = consumer_config(Settings(_env_file=None), "w")["queued.max.messages.kbytes"]
     for sentence in (
         f"beginning with {path.CALLS_PER_INSTANCE} per instance",
-        f"which is {path.BATCHES_IN_HAND_PER_SLOT} · *b* · *N* records",
+        f"which is {room.BATCHES_PER_SLOT} · *b* · *N* records",
+        f"not acknowledged, {room.MOST_ANSWERED:,} at most",
         f"at most {path.MAX_BYTES_IN_HAND >> 20} MiB",
-        f"plus {int(str(prefetched)) >> 10} MiB of prefetched",
+        f"Then {int(str(prefetched)) >> 10} MiB of prefetched",
     ):
         assert sentence in FLOWING
-    assert path.TIMES_WITH_TRANSACTIONS == 4
+    assert room.TIMES_WITH_TRANSACTIONS == 4
     assert "`WORKER_DELIVERY=transactional` four times as many records" in FLOWING
 
 

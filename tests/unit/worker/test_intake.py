@@ -154,7 +154,7 @@ def test_a_partition_that_comes_while_starved_is_paused_and_resumed_with_the_oth
     group.committed = {0: 0, 1: 0}
     group.produce(0, count=50)
     rig = Rig(group, max_records=5).assigned(0)
-    rig.step(15)
+    rig.step(int(PAUSE_AFTER_S / WAIT_FOR_ROOM_S) + 5)
     assert rig.consumer.paused == {0}
     rig.consumer.assign(1)
     rig.step(2)
