@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,18 +15,19 @@ if TYPE_CHECKING:
 
 def count_settled(metrics: Metrics, settled: Sequence[Pending], *, now: float, wall_ms: float) -> None:
     """Count these. `now` is monotonic seconds, `wall_ms` Unix milliseconds."""
-    by_model: dict[str, list[Pending]] = {}
+    by_model: defaultdict[str, list[Pending]] = defaultdict(list)
     for request in settled:
-        by_model.setdefault(request.model or UNKNOWN_MODEL, []).append(request)
+        by_model[request.model or UNKNOWN_MODEL].append(request)
     for model, requests in by_model.items():
-        for code, count in Counter(request.code or "ok" for request in requests).items():
+        for code, count in Counter([request.code or "ok" for request in requests]).items():
             metrics.requests_total[model, code].inc(count)
-        metrics.reply_duration_seconds[model].observe_many(now - r.answered_at for r in requests)
+        metrics.reply_duration_seconds[model].observe_many([now - r.answered_at for r in requests])
         metrics.queue_duration_seconds[model].observe_many(
-            r.dispatched_at - r.record.polled_at for r in requests if r.dispatched_at is not None
+            [r.dispatched_at - r.record.polled_at for r in requests if r.dispatched_at is not None]
         )
+        since = [r.record.timestamp_ms for r in requests if r.record.timestamp_ms >= 0]
         metrics.response_duration_seconds[model].observe_many(
-            max(0.0, wall_ms - r.record.timestamp_ms) / 1000 for r in requests if r.record.timestamp_ms >= 0
+            [(wall_ms - timestamp_ms) / 1000 if timestamp_ms < wall_ms else 0.0 for timestamp_ms in since]
         )
         usages = [request.usage for request in requests if request.usage is not None]
         for kind, index in (("prompt", 0), ("completion", 1), ("total", 2)):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -98,20 +98,23 @@ class AcknowledgedReplies(Replies):
 
     # -- producing
 
-    def _send(self, outgoing: Outgoing) -> None:
-        self._due += 1
+    def _send(self, records: Sequence[Outgoing]) -> None:
+        if not records:
+            return
+        self._due += len(records)
         self._all_acknowledged.clear()
         if self.in_bulk or self._collected:  # behind those, or replies of one key would change their order
-            self._collect(outgoing)
+            self._collect(records)
         else:
-            self._produce(outgoing)
+            for outgoing in records:
+                self._produce(outgoing)
         if self._tick is None:
             self._serve_soon()
 
-    def _collect(self, outgoing: Outgoing) -> None:
+    def _collect(self, records: Sequence[Outgoing]) -> None:
         if not self._collected:
             asyncio.get_running_loop().call_later(BULK_S, self._produce_collected)
-        self._collected.append(outgoing)
+        self._collected += records
 
     def _produce_collected(self) -> None:
         if self._must_wait():
@@ -229,4 +232,4 @@ class AcknowledgedReplies(Replies):
         self.unacknowledged.pop(outgoing.pending, None)
 
     def _resend(self, outgoing: Outgoing) -> None:
-        asyncio.get_running_loop().call_later(RESEND_AFTER_S, self._collect, outgoing)
+        asyncio.get_running_loop().call_later(RESEND_AFTER_S, self._collect, [outgoing])

@@ -71,8 +71,9 @@ class Admission:
         """`now` is monotonic seconds, `wall_ms` Unix milliseconds; the two meet only here (DESIGN rule 7)."""
         limits = self._limits
         headers = read_request_headers(record.headers)
+        pending = self._nameless(record)
         # First where replies go: whatever else is wrong, its sender reads it there.
-        pending, topic_problem = self._addressed(record, headers)
+        topic_problem = self._address(pending, headers) if record.headers else None
         try:
             value = record.value
             if value is not None and len(value) > limits.max_bytes:
@@ -103,21 +104,17 @@ class Admission:
 
     def unread(self, record: Record) -> Pending:
         """A record whose value is better not touched: all that its headers say of the reply."""
-        return _named(self._addressed(record, read_request_headers(record.headers))[0])
-
-    def _addressed(self, record: Record, headers: RequestHeaders) -> tuple[Pending, str | None]:
-        """Not `_named` yet. Also what is wrong with the header reply-topic, if anything."""
         pending = self._nameless(record)
-        if not record.headers:
-            return pending, None
+        self._address(pending, read_request_headers(record.headers))
+        return _named(pending)
+
+    def _address(self, pending: Pending, headers: RequestHeaders) -> str | None:
+        """Take over what headers say of the reply. What is wrong with the header reply-topic, if anything."""
         pending.request_id = headers.request_id or ""
         pending.correlation_id = headers.correlation_id
         pending.traceparent = headers.traceparent
         pending.tracestate = headers.tracestate
-        return pending, self._set_reply_topic(pending, headers.reply_topic)
-
-    def _set_reply_topic(self, pending: Pending, topic: str | None) -> str | None:
-        """What is wrong with the header, if anything."""
+        topic = headers.reply_topic
         if topic is None or topic == self._limits.reply_topic:
             return None
         if topic not in self._limits.reply_topics_allowed:

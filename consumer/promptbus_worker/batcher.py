@@ -99,14 +99,16 @@ class Batcher:
         `blocked` models are passed over. Of a model in `alone_in_flight` no second last attempt leaves: Triton may
         join them into one batch again, and one would make the other time out.
         """
-        due = [r for r in self._alone if r.model not in blocked and r.held_until <= now]
-        suspect = next((r for r in due if r.crash_suspect), None)
-        if suspect is not None:
-            if not idle:
-                return None
-            self._alone.remove(suspect)
-            return self._close([suspect], ClosedBy.SIZE)
-        alone = next((r for r in due if r.model not in alone_in_flight), None)
+        alone: Pending | None = None
+        if self._alone:
+            due = [r for r in self._alone if r.model not in blocked and r.held_until <= now]
+            suspect = next((r for r in due if r.crash_suspect), None)
+            if suspect is not None:
+                if not idle:
+                    return None
+                self._alone.remove(suspect)
+                return self._close([suspect], ClosedBy.SIZE)
+            alone = next((r for r in due if r.model not in alone_in_flight), None)
         best: deque[Pending] | None = None
         for (model, _), group in self._groups.items():
             if model in blocked or (best is not None and _age(best[0]) <= _age(group[0])):
@@ -116,7 +118,7 @@ class Batcher:
         if alone is not None and (best is None or _age(alone) <= _age(best[0])):
             self._alone.remove(alone)
             return self._close([alone], ClosedBy.SIZE)
-        return self._fill(best, now + usual_call_s(_model(best[0]))) if best is not None else None
+        return self._fill(best, now, usual_call_s) if best is not None else None
 
     def has(self, model: str) -> bool:
         """Whether any request of this model waits."""
@@ -136,9 +138,10 @@ class Batcher:
 
     def next_due(self, now: float, blocked: Collection[str] = ()) -> float | None:
         """Seconds until a lingering batch or a held request may leave, or None if there is none."""
-        lingering = [group[0] for (model, _), group in self._groups.items() if model not in blocked]
-        due = [request.waiting_since + self._linger_s - now for request in lingering]
-        due += [request.held_until - now for request in self._alone if request.model not in blocked]
+        due = [request.held_until - now for request in self._alone if request.model not in blocked]
+        if self._linger_s:
+            lingering = [group[0] for (model, _), group in self._groups.items() if model not in blocked]
+            due += [request.waiting_since + self._linger_s - now for request in lingering]
         return min((seconds for seconds in due if seconds > 0), default=None)
 
     def discard(self, request: Pending) -> None:
@@ -166,30 +169,35 @@ class Batcher:
                 request.phase = Phase.DROPPED
         return dropped
 
-    def _fill(self, group: deque[Pending], answered_at: float) -> Batch:
-        """Out of this group, in its order; what expires before `answered_at` only where others leave room."""
+    def _fill(self, group: deque[Pending], now: float, usual_call_s: Callable[[str], float]) -> Batch:
+        """Out of this group, in its order; what expires before a call would answer it only where others leave room."""
         first = group[0]
         model = _model(first)
         max_size = self._max_size(model)
         room = self._max_bytes
         requests: list[Pending] = []
         passed_over: deque[Pending] = deque()
+        answered_at: float | None = None  # asked for only where there are deadlines
         closed_by = ClosedBy.LINGER if self._linger_s else ClosedBy.SLOT
         while len(requests) < max_size and (group or passed_over):
             queue = group or passed_over
-            expires_at, size = queue[0].expires_at, queue[0].size
-            if queue is group and expires_at is not None and expires_at < answered_at:
-                passed_over.append(group.popleft())
-                continue
-            if requests and size > room:
+            request = queue[0]
+            if request.expires_at is not None and queue is group:
+                if answered_at is None:
+                    answered_at = now + usual_call_s(model)
+                if request.expires_at < answered_at:
+                    passed_over.append(group.popleft())
+                    continue
+            if request.size > room and requests:
                 closed_by = ClosedBy.BYTES
                 break
-            room -= size
+            room -= request.size
             requests.append(queue.popleft())
         if len(requests) == max_size:
             closed_by = ClosedBy.SIZE
         group.extendleft(reversed(passed_over))
-        self._forget_empty(first)
+        if not group:
+            self._forget_empty(first)
         return self._close(requests, closed_by)
 
     def _close(self, requests: list[Pending], closed_by: ClosedBy) -> Batch:
@@ -204,10 +212,16 @@ class Batcher:
         return sum(request.size for request in group) > self._max_bytes
 
     def _queue(self, request: Pending) -> deque[Pending]:
-        return self._alone if request.crash_suspect or is_last_attempt(request) else self._group(request)
+        if request.crash_suspect or request.attempts >= LAST_ATTEMPT - 1:
+            return self._alone
+        return self._group(request)
 
     def _group(self, request: Pending) -> deque[Pending]:
-        return self._groups.setdefault((_model(request), request.signature), deque())
+        key = (_model(request), request.signature)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = deque()
+        return group
 
     def _forget_empty(self, request: Pending) -> None:
         key = (_model(request), request.signature)

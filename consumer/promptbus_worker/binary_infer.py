@@ -109,15 +109,17 @@ class BinaryCalls:
         """Break every connection."""
         await self._pool.close()
 
-    async def infer(self, spec: ModelSpec, batch: Sequence[Inputs]) -> tuple[str, list[Row | BadRow]]:
-        """The version that answered, and one row per request in the order of the batch. Raises CallError."""
+    async def infer(
+        self, spec: ModelSpec, batch: Sequence[Inputs], timeout_s: float | None
+    ) -> tuple[str, list[Row | BadRow]]:
+        """The version that answered, and one row per request in the order of the batch. Raises CallError, TimeoutError."""
         try:
             request = self.request(spec, batch)
         except (KeyError, ValueError, TypeError, OverflowError, struct.error) as error:
             raise CallError(
                 CallFailure.BAD_REQUEST, f"the batch does not fit the model's inputs: {_text(error)}"
             ) from error
-        return read_answer(await self._send(request), len(batch))
+        return read_answer(await self._send(request, timeout_s), len(batch))
 
     async def _get(self, path: str) -> Any:
         answer = await self._send(b"GET %s HTTP/1.1\r\n%s\r\n\r\n" % (path.encode(), self._headers))
@@ -127,10 +129,10 @@ class BinaryCalls:
         except orjson.JSONDecodeError as error:
             raise _no_json(error) from error
 
-    async def _send(self, request: bytes) -> Answer:
+    async def _send(self, request: bytes, timeout_s: float | None = None) -> Answer:
         """The answer, if it is a 200."""
         try:
-            answer = await self._pool.send(request)
+            answer = await self._pool.send(request, timeout_s)
         except NotConnected as error:
             raise CallError(CallFailure.REFUSED, _text(error)) from error
         except BrokenConnection as error:

@@ -30,9 +30,10 @@ the requests that leave are those with just enough time."""
 
 
 class Call(NamedTuple):
-    """One call's circumstances: when it began, and whether its time-out was cut short by deadlines."""
+    """One call's circumstances: when it began, how long it may take, and whether deadlines have cut that short."""
 
     began: float
+    timeout_s: float
     cut: bool
 
 
@@ -85,13 +86,13 @@ class Calls:
         now = self._clock()
         for request in part:
             request.dispatched_at = now
-        return Call(now, time_left_s(part, now) < self._timeout_s)
+        left_s = time_left_s(part, now)
+        return Call(now, min(self._timeout_s, left_s), left_s < self._timeout_s)
 
     async def run(self, model: str, part: list[Pending], call: Call) -> tuple[str, list[Row | BadRow]]:
         """The model's version, and a row for each request. Raises CallError."""
-        timeout_s = min(self._timeout_s, time_left_s(part, call.began))
         with self._tracing.call(model, part):
-            answer = await self._infer(model, [request.inputs for request in part], timeout_s)
+            answer = await self._infer(model, [request.inputs for request in part], call.timeout_s)
         elapsed = self._clock() - call.began
         for request in part:
             request.inference_s = elapsed
@@ -149,5 +150,9 @@ class Calls:
 
 def time_left_s(part: Sequence[Pending], now: float) -> float:
     """Until the largest deadline; for ever if one of them has none (DESIGN rule 7)."""
-    left = [float("inf") if request.expires_at is None else request.expires_at - now for request in part]
-    return max(0.001, *left)
+    left_s = 0.001
+    for request in part:
+        if request.expires_at is None:
+            return float("inf")
+        left_s = max(left_s, request.expires_at - now)
+    return left_s

@@ -152,6 +152,7 @@ class Dispatcher:
         self._draining = False
         self._stopped = False
         self._held = False
+        self._was_calm = False
         self._wake: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -162,10 +163,10 @@ class Dispatcher:
         """Records just polled: answer what is no request, let the rest wait, start what may start."""
         self._reception.accept(records)
 
-    def answered(self, request: Pending, now: float) -> None:
-        """A request has its outcome, `request.code`, and its reply is being handed to the producer."""
-        self._gates.answered(request, now)
-        self._reception.answered(request)
+    def answered(self, requests: Sequence[Pending], now: float) -> None:
+        """Requests have their outcomes, `request.code`, and their replies are being handed to the producer."""
+        self._gates.answered(requests, now)
+        self._reception.answered(requests)
 
     def release(self, ownerships: Sequence[Ownership]) -> None:
         """These partitions are about to go: give back what waits, for the next owner to answer."""
@@ -238,7 +239,8 @@ class Dispatcher:
         if self._stopped:
             return
         now = self._clock()
-        blocked = self._slots.with_full(self._gates.blocked(now))
+        calm = self._gates.calm(now)
+        blocked = self._slots.with_full([] if calm else self._gates.blocked(now))
         while len(blocked) < len(self._slots.taken) and self._may_start() and len(self._batcher):
             batch = self._batcher.take(
                 now,
@@ -254,8 +256,16 @@ class Dispatcher:
             metrics.later.observe(metrics.batch_size[batch.model], len(batch.requests))
             self._slots.start(self._runner.run(batch), batch)
             self._gates.starts(batch)
-            blocked = self._slots.with_full(self._gates.blocked(now))
+            blocked = self._slots.with_full([] if calm else self._gates.blocked(now))
         self._replies.in_bulk = len(self._batcher) > WAITING_IN_BULK * self._slots.limit
+        if not (calm and self._was_calm):
+            self._look_after_gates(now)
+        self._was_calm = calm
+        self._note_idle()
+        self._set_wake(now, blocked)
+
+    def _look_after_gates(self, now: float) -> None:
+        """Send the probes that are due, and tell the log and the consumer's thread what has changed."""
         for model, breaker in self._gates.breakers.items():
             if breaker.may_probe(now) and not self._draining:
                 breaker.probe()
@@ -264,8 +274,6 @@ class Dispatcher:
         for model, breaker in self._gates.breakers.items():
             self._outages[model].look(breaker.is_down, now, self._calls.last_failure.get(model))
         self._hold_if_all_closed(now)
-        self._note_idle()
-        self._set_wake(now, blocked)
 
     def _may_start(self) -> bool:
         return self._slots.exclusive is None and not self._replies.congested
@@ -278,7 +286,7 @@ class Dispatcher:
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
-        times = [self._gates.resumes_in(now)]
+        times = [] if self._was_calm else [self._gates.resumes_in(now)]
         if self._may_start():
             times.append(self._batcher.next_due(now, blocked))
         due = [time for time in times if time is not None]

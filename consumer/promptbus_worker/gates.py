@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from promptbus.messages import ErrorCode
 from promptbus_worker.batcher import Batch
@@ -20,6 +20,13 @@ class Gates:
     def __init__(self, models: Collection[str]) -> None:
         self.breakers = {model: Breaker() for model in models}
         self._budgets = {model: DeadLetterBudget() for model in models}
+
+    def calm(self, now: float) -> bool:
+        """Whether every model may be called, and nothing has to be done about any."""
+        for model, breaker in self.breakers.items():
+            if not breaker.may_call(now) or self._budgets[model].exhausted:
+                return False
+        return True
 
     def blocked(self, now: float) -> list[str]:
         """Models of which no batch may go out."""
@@ -65,11 +72,15 @@ class Gates:
         if batch.is_trial and self._budgets[batch.model].end_trial(now):
             log.warning("the model answers again: going on", extra={"model": batch.model})
 
-    def answered(self, request: Pending, now: float) -> None:
-        """A request has its outcome, `request.code`."""
-        if request.code is None and request.model is not None:  # nearly all of them
-            self._budgets[request.model].note(False, now)
-            return
+    def answered(self, requests: Iterable[Pending], now: float) -> None:
+        """Requests have their outcomes, `request.code`."""
+        for request in requests:
+            if request.code is None and request.model is not None:  # nearly all of them
+                self._budgets[request.model].note(False, now)
+            else:
+                self._answered_with_error(request, now)
+
+    def _answered_with_error(self, request: Pending, now: float) -> None:
         if request.code is ErrorCode.REPLY_TOO_LARGE:
             dead_lettered = False
         elif request.code is not None and request.code.operator_side:

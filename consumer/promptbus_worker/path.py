@@ -182,8 +182,8 @@ class Path:
     def _must_wait(self) -> bool:
         return self.dispatcher.must_poll_first()
 
-    def _answered(self, request: Pending, now: float) -> None:
-        self.dispatcher.answered(request, now)
+    def _answered(self, requests: Sequence[Pending], now: float) -> None:
+        self.dispatcher.answered(requests, now)
 
     def _stop(self, reason: str, restart: bool) -> None:
         self._on_stop(Exit.FAILED if restart else Exit.GAVE_UP, reason)

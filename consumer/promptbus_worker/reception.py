@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from promptbus.messages import ErrorCode
 from promptbus_worker.admission import Admission
@@ -107,13 +107,16 @@ class Reception:
 
     # -- order by key
 
-    def answered(self, request: Pending) -> None:
-        """Its reply is being handed to the producer: once that is done, the next one of its key may go on."""
-        following = self._order.leave(request.record) if self._order is not None else None
-        if following is not None:
-            if not self._freed:
-                asyncio.get_running_loop().call_soon(self._let_in_freed)
-            self._freed.append(following)
+    def answered(self, requests: Iterable[Pending]) -> None:
+        """Their replies are being handed to the producer: once that is done, the next ones of their keys may go on."""
+        if self._order is None:
+            return
+        for request in requests:
+            following = self._order.leave(request.record)
+            if following is not None:
+                if not self._freed:
+                    asyncio.get_running_loop().call_soon(self._let_in_freed)
+                self._freed.append(following)
 
     def _let_in_freed(self) -> None:
         freed, self._freed = self._freed, []

@@ -35,13 +35,13 @@ MOST_REFUSALS = 5
 class ReplyParts:
     """What replies work with, however they get to the broker.
 
-    `on_answered` hears of each outcome and when; `on_settled`, of records whose outcomes are on the broker; `on_stop`,
+    `on_answered` hears of outcomes and when; `on_settled`, of records whose outcomes are on the broker; `on_stop`,
     why the worker cannot go on, and whether a restart may mend it. The clocks give seconds.
     """
 
     records: ReplyRecords
     metrics: Metrics
-    on_answered: Callable[[Pending, float], None]
+    on_answered: Callable[[Sequence[Pending], float], None]
     on_settled: Callable[[list[Record]], None]
     on_stop: Callable[[str, bool], None]
     tracing: Tracing = OFF
@@ -90,17 +90,38 @@ class Replies(ABC):
             return False
         return not self._due and not self._given_up
 
-    def answer(self, request: Pending, row: Row, model_version: str) -> None:
-        """Write the model's answer; an error reply if it is larger than the reply topic takes."""
-        request.attempts += 1
-        outgoing = self._records.answer(request, row, model_version, self._timings(request))
-        if outgoing is None:
-            self.error(request, ErrorCode.REPLY_TOO_LARGE)
-            return
-        request.usage = Usage(row.prompt_tokens, row.completion_tokens, row.total_tokens)
-        request.unacknowledged = 1
-        self._answered(request, None)
+    def answer(self, requests: Sequence[Pending], rows: Sequence[Row], model_version: str) -> list[Pending]:
+        """Write the model's answers, one row for each request; an error reply if it is larger than the reply topic takes.
+
+        Returns the requests whose answer could not be made, by a defect of ours that the log tells.
+        """
+        answered: list[Pending] = []
+        outgoing: list[Outgoing] = []
+        too_large: list[Pending] = []
+        failed: list[Pending] = []
+        wall_ms = self._wall_clock() * 1000
+        for request, row in zip(requests, rows, strict=True):
+            request.attempts += 1
+            request.usage = usage = Usage(row.prompt_tokens, row.completion_tokens, row.total_tokens)
+            try:
+                timings = self._timings(request, wall_ms)
+                record = self._records.answer(request, row, usage, model_version, timings)
+            except Exception:  # its neighbours have answers to be written
+                log.exception("an answer could not be written", extra=about(request))
+                request.attempts -= 1
+                failed.append(request)
+                continue
+            if record is None:
+                too_large.append(request)
+            else:
+                request.unacknowledged = 1
+                answered.append(request)
+                outgoing.append(record)
+        self._answered(answered, None)
         self._send(outgoing)
+        for request in too_large:
+            self.error(request, ErrorCode.REPLY_TOO_LARGE)
+        return failed
 
     def reject(self, rejection: Rejection) -> None:
         """Answer a record that is no request to run."""
@@ -112,7 +133,8 @@ class Replies(ABC):
     ) -> None:
         """Write an error reply, and a dead letter if the code says so or the record is no request at all."""
         self._tracing.begin((request,))
-        outgoing = [self._records.error(request, code, message or sentence(code), self._timings(request))]
+        timings = self._timings(request, self._wall_clock() * 1000)
+        outgoing = [self._records.error(request, code, message or sentence(code), timings)]
         if code.dead_lettered or not is_request:
             outgoing.append(self._records.dead_letter(request, code))
             self._metrics.dead_letters_total[code].inc()
@@ -120,30 +142,27 @@ class Replies(ABC):
             log.warning("a request goes to the dead letters", extra=extra)
         request.usage = None
         request.unacknowledged = len(outgoing)
-        self._answered(request, code)
-        for record in outgoing:
-            self._send(record)
+        self._answered([request], code)
+        self._send(outgoing)
 
-    def _answered(self, request: Pending, code: ErrorCode | None) -> None:
-        request.phase = Phase.ANSWERED
-        self.unacknowledged[request] = None
-        request.code = code
-        request.answered_at = now = self._clock()
-        self._on_answered(request, now)
+    def _answered(self, requests: Sequence[Pending], code: ErrorCode | None) -> None:
+        now = self._clock()
+        for request in requests:
+            request.phase = Phase.ANSWERED
+            request.code = code
+            request.answered_at = now
+            self.unacknowledged[request] = None
+        self._on_answered(requests, now)
 
-    def _timings(self, request: Pending) -> Timings:
+    def _timings(self, request: Pending, wall_ms: float) -> Timings:
         record = request.record
         queued_until = request.dispatched_at if request.dispatched_at is not None else self._clock()
-        total_ms = self._wall_clock() * 1000 - record.timestamp_ms if record.timestamp_ms >= 0 else 0.0
-        return Timings(
-            max(0.0, queued_until - record.polled_at) * 1000,
-            max(0.0, request.inference_s) * 1000,
-            max(0.0, total_ms),
-        )
+        total_ms = wall_ms - record.timestamp_ms if record.timestamp_ms >= 0 else 0.0
+        return Timings((queued_until - record.polled_at) * 1000, request.inference_s * 1000, total_ms)
 
     @abstractmethod
-    def _send(self, outgoing: Outgoing) -> None:
-        """Write this record. All of one request are sent in one turn of the loop."""
+    def _send(self, records: Sequence[Outgoing]) -> None:
+        """Write these records. All of one request are sent in one turn of the loop."""
 
     @abstractmethod
     def _resend(self, outgoing: Outgoing) -> None:
@@ -164,12 +183,12 @@ class Replies(ABC):
         self._records.lower_limit(outgoing.topic, fits)
         self._due -= 1
         if outgoing.is_dead_letter:
-            self._send(self._records.dead_letter(request, request.code or ErrorCode.INTERNAL))
+            self._send([self._records.dead_letter(request, request.code or ErrorCode.INTERNAL)])
         elif request.code is None:
             self.error(request, ErrorCode.REPLY_TOO_LARGE)
         else:
-            message, timings = sentence(request.code), self._timings(request)
-            self._send(self._records.error(request, request.code, message, timings))
+            message, timings = sentence(request.code), self._timings(request, self._wall_clock() * 1000)
+            self._send([self._records.error(request, request.code, message, timings)])
 
     def _settle(self, settled: Sequence[Pending]) -> None:
         """Their outcomes are on the broker."""

@@ -64,14 +64,16 @@ class ReplyRecords:
         """The broker refused more than this."""
         self._limits[topic] = min(limit, self._limits[topic])
 
-    def answer(self, request: Pending, row: Row, model_version: str, timings: Timings) -> Outgoing | None:
+    def answer(
+        self, request: Pending, row: Row, usage: Usage, model_version: str, timings: Timings
+    ) -> Outgoing | None:
         """The model's answer, or None if it is larger than the reply topic takes."""
         value = encode_answer(
             request_id=request.request_id,
             reply_id=request.reply_id,
             response=row.response,
             finish_reason=row.finish_reason,
-            usage=Usage(row.prompt_tokens, row.completion_tokens, row.total_tokens),
+            usage=usage,
             model=request.model or "",
             model_version=model_version,
             metadata=request.metadata,

@@ -193,6 +193,8 @@ class Runner:
     # -- outcomes
 
     def _answer(self, part: Sequence[Pending], version: str, rows: Sequence[Row | BadRow]) -> None:
+        answered: list[Pending] = []
+        answers: list[Row] = []
         for request, row in zip(part, rows, strict=True):
             if request.phase is not Phase.IN_FLIGHT or not request.record.ownership.live:
                 continue  # answered at its deadline, or somebody else's by now
@@ -200,11 +202,10 @@ class Runner:
                 log.warning("an output cannot be read", extra={**about(request), "why": row.reason})
                 self._blame.finish(request, ErrorCode.BAD_MODEL_OUTPUT)
             else:
-                try:
-                    self._replies.answer(request, row, version)
-                except Exception:  # its neighbours have answers to be written
-                    log.exception("an answer could not be written", extra=about(request))
-                    self._blame.finish(request, ErrorCode.INTERNAL)
+                answered.append(request)
+                answers.append(row)
+        for request in self._replies.answer(answered, answers, version):
+            self._blame.finish(request, ErrorCode.INTERNAL)
 
     def _log_failure(self, model: str, part: Sequence[Pending], error: CallError) -> None:
         level = logging.DEBUG if error.failure is CallFailure.REFUSED else logging.WARNING

@@ -27,11 +27,12 @@ class TransactionalReplies(Replies):
         """Never: what waits to be written is in hand, and that is bounded."""
         return False
 
-    def _send(self, outgoing: Outgoing) -> None:
-        self._due += 1
-        if not self._given_up:
+    def _send(self, records: Sequence[Outgoing]) -> None:
+        self._due += len(records)
+        if records and not self._given_up:
             self._all_acknowledged.clear()
-        self._resend(outgoing)
+        for outgoing in records:
+            self._resend(outgoing)
 
     def _resend(self, outgoing: Outgoing) -> None:
         if not self._collected:  # all of one request come in this turn of the loop

@@ -66,11 +66,13 @@ def split_url(url: str) -> tuple[str, bool]:
 
 
 class TritonCalls(Protocol):
-    """One way to make calls. Its methods raise CallError, or TimeoutError when time ran out."""
+    """One way to make calls. Its methods raise CallError, or TimeoutError when time ran out (`timeout_s`, or the caller's)."""
 
     async def describe(self, model: str, version: str) -> tuple[ModelMetadata, ModelConfig]: ...
     async def statistics(self, model: str, version: str) -> Statistics: ...
-    async def infer(self, spec: ModelSpec, batch: Sequence[Inputs]) -> tuple[str, list[Row | BadRow]]: ...
+    async def infer(
+        self, spec: ModelSpec, batch: Sequence[Inputs], timeout_s: float | None
+    ) -> tuple[str, list[Row | BadRow]]: ...
     async def close(self) -> None: ...
 
 
@@ -155,8 +157,7 @@ class TritonClient:
         """
         self._check_open()
         try:
-            async with asyncio.timeout(timeout_s):
-                return await self._calls.infer(spec, batch)
+            return await self._calls.infer(spec, batch, timeout_s)
         except TimeoutError as error:
             raise await self._late(timeout_s) from error
 

@@ -3,6 +3,7 @@
 Imported only where it is used: with aiohttp and numpy it takes longer to import than all the rest of the worker.
 """
 
+import asyncio
 import ssl
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
@@ -58,7 +59,9 @@ class TritonclientCalls:
             raise self._failed(error) from error
         return statistics
 
-    async def infer(self, spec: ModelSpec, batch: Sequence[Inputs]) -> tuple[str, list[Row | BadRow]]:
+    async def infer(
+        self, spec: ModelSpec, batch: Sequence[Inputs], timeout_s: float | None
+    ) -> tuple[str, list[Row | BadRow]]:
         """The version that answered, and one row per request in the order of the batch. Raises CallError, TimeoutError."""
         try:
             inputs = encode(spec, batch)
@@ -69,13 +72,14 @@ class TritonclientCalls:
         traceparent = CALL_TRACEPARENT.get()
         traced = {"traceparent": traceparent.decode()} if traceparent is not None else {}
         try:
-            result = await self._client.infer(
-                spec.name,
-                inputs,
-                model_version=spec.version,
-                outputs=self._requested(spec),
-                headers=self._headers | traced,  # a copy: tritonclient adds to it
-            )
+            async with asyncio.timeout(timeout_s):
+                result = await self._client.infer(
+                    spec.name,
+                    inputs,
+                    model_version=spec.version,
+                    outputs=self._requested(spec),
+                    headers=self._headers | traced,  # a copy: tritonclient adds to it
+                )
         except TimeoutError:
             raise
         except Exception as error:

@@ -18,7 +18,7 @@ class Usage(NamedTuple):
 
 
 class Timings(NamedTuple):
-    """Milliseconds."""
+    """Milliseconds. Clocks that differ may make one negative; a reply says 0 then."""
 
     queue_ms: Annotated[float, Limits("From polled to dispatched.", minimum=0)]
     inference_ms: Annotated[float, Limits("The call to the model.", minimum=0)]

@@ -78,7 +78,7 @@ async def test_tensors_are_tritonclients(datatype: str) -> None:
 @pytest.mark.parametrize("datatype", TOO_MUCH)
 async def test_a_value_that_its_datatype_does_not_take_is_never_sent(datatype: str) -> None:
     with pytest.raises(CallError) as caught:
-        await calls().infer(spec_of(("x", datatype)), [{"x": TOO_MUCH[datatype]}])
+        await calls().infer(spec_of(("x", datatype)), [{"x": TOO_MUCH[datatype]}], None)
     assert (caught.value.failure, caught.value.status) == (CallFailure.BAD_REQUEST, None)
 
 

@@ -342,11 +342,12 @@ async def test_a_call_that_is_given_up_closes_its_connection(begun: bytes) -> No
 
     server.behave = late
     async with pool_for(server, size=1) as pool:
-        call = asyncio.create_task(pool.send(REQUEST))
+        call = asyncio.create_task(pool.send(REQUEST, 0.03))
         await arrived.wait()
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.03):
-                await call
+            await pool.send(REQUEST, 0.001)  # which waits for the same connection
+        with pytest.raises(TimeoutError):
+            await call
         given_up.set()
         server.behave = server.answer
         assert (await pool.send(REQUEST)).body == b"hello"

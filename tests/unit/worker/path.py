@@ -266,7 +266,7 @@ class Path:
             ReplyParts(
                 records=ReplyRecords(self.limits, dead_letter_topic="dead", worker="test-0"),
                 metrics=self.metrics,
-                on_answered=lambda request, now: self.dispatcher.answered(request, now),
+                on_answered=lambda requests, now: self.dispatcher.answered(requests, now),
                 on_settled=self._settled,
                 on_stop=self._stop,
                 tracing=self.tracing,

@@ -32,7 +32,7 @@ class Rig:
                     {"results": 1 << 20, "dead": 1 << 20}, dead_letter_topic="dead", worker="test-0"
                 ),
                 metrics=Metrics(["gpt4_nano"]),
-                on_answered=lambda request, now: None,
+                on_answered=lambda requests, now: None,
                 on_settled=lambda records: self.settled.extend(record.offset for record in records),
                 on_stop=lambda reason, restart: self.stopped.append(reason),
                 clock=loop().time,
@@ -54,7 +54,7 @@ def topics(records: list[Outgoing]) -> list[str]:
 @in_virtual_time
 async def test_a_reply_and_its_dead_letter_go_together() -> None:
     rig = Rig()
-    rig.replies.answer(rig.request(0), ROW, "1")
+    rig.replies.answer([rig.request(0)], [ROW], "1")
     rig.replies.error(rig.request(1), ErrorCode.MODEL_ERROR)
     await asyncio.sleep(0)
     (records,) = rig.handed_over
@@ -84,7 +84,7 @@ async def test_what_the_next_owner_answers_is_not_waited_for() -> None:
 async def test_an_answer_that_is_too_large_becomes_an_error_and_comes_again() -> None:
     rig = Rig()
     request = rig.request(0)
-    rig.replies.answer(request, Row("long " * 1_000, 5, 2, 3, "stop"), "1")
+    rig.replies.answer([request], [Row("long " * 1_000, 5, 2, 3, "stop")], "1")
     await asyncio.sleep(0)
     # The topic takes less than it said: what is near its limit is made smaller, what is not is tried again.
     rig.replies._records.lower_limit("results", 6_000)
@@ -122,7 +122,7 @@ async def test_a_dead_letter_that_is_too_large_is_cut_and_comes_again_with_its_r
 @in_virtual_time
 async def test_a_small_record_refused_beside_others_is_tried_again_as_it_is() -> None:
     rig = Rig()
-    rig.replies.answer(rig.request(0), ROW, "1")
+    rig.replies.answer([rig.request(0)], [ROW], "1")
     await asyncio.sleep(0)
     (first,) = rig.handed_over
     rig.replies.refused(first, first)
@@ -136,8 +136,8 @@ async def test_a_small_record_refused_beside_others_is_tried_again_as_it_is() ->
 @in_virtual_time
 async def test_what_can_never_be_committed_is_not_waited_for() -> None:
     rig = Rig()
-    rig.replies.answer(rig.request(0), ROW, "1")
+    rig.replies.answer([rig.request(0)], [ROW], "1")
     rig.replies.give_up()
-    rig.replies.answer(rig.request(1), ROW, "1")
+    rig.replies.answer([rig.request(1)], [ROW], "1")
     assert not await rig.replies.all_acknowledged(100)
     assert loop().time() < 1000 + 1
