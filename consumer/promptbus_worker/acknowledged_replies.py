@@ -86,6 +86,7 @@ class AcknowledgedReplies(Replies):
         self._must_wait = must_wait
         self._on_room = on_room
         self._collected: list[Outgoing] = []
+        self._collecting: asyncio.Handle | None = None  # ends it
         self._unsent: deque[Outgoing] = deque()
         self._settled: list[Pending] = []
         self._tick: asyncio.TimerHandle | None = None
@@ -111,14 +112,22 @@ class AcknowledgedReplies(Replies):
         if self._tick is None:
             self._serve_soon()
 
+    def write_in_bulk(self, in_bulk: bool) -> None:
+        """As for all replies. What a burst has left here leaves with its end, or everybody after it would be late too."""
+        super().write_in_bulk(in_bulk)
+        if not in_bulk and self._collecting is not None:
+            self._collecting.cancel()
+            self._collecting = asyncio.get_running_loop().call_soon(self._produce_collected)
+
     def _collect(self, records: Sequence[Outgoing]) -> None:
-        if not self._collected:
-            asyncio.get_running_loop().call_later(BULK_S, self._produce_collected)
         self._collected += records
+        if self._collecting is None:
+            self._collecting = asyncio.get_running_loop().call_later(BULK_S, self._produce_collected)
 
     def _produce_collected(self) -> None:
+        self._collecting = None
         if self._must_wait():
-            asyncio.get_running_loop().call_later(BULK_S, self._produce_collected)
+            self._collecting = asyncio.get_running_loop().call_later(BULK_S, self._produce_collected)
             return
         collected, self._collected = self._collected, []
         for outgoing in collected:

@@ -257,7 +257,9 @@ class Dispatcher:
             self._slots.start(self._runner.run(batch), batch)
             self._gates.starts(batch)
             blocked = self._slots.with_full([] if calm else self._gates.blocked(now))
-        self._replies.in_bulk = len(self._batcher) > WAITING_IN_BULK * self._slots.limit
+        in_bulk = len(self._batcher) > WAITING_IN_BULK * self._slots.limit
+        if in_bulk != self._replies.in_bulk:
+            self._replies.write_in_bulk(in_bulk)
         if not (calm and self._was_calm):
             self._look_after_gates(now)
         self._was_calm = calm

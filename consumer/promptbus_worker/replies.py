@@ -62,7 +62,6 @@ class Replies(ABC):
         self._clock = parts.clock
         self._wall_clock = parts.wall_clock
         self.in_bulk = False
-        """Set while requests wait behind those in flight: throughput matters then, and latency is theirs."""
         self._due = 0  # records of ours that are not on the broker
         self.unacknowledged: dict[Pending, None] = {}
         """Requests that are answered and not settled, in that order (a dict, for it is ordered and forgets fast)."""
@@ -75,6 +74,10 @@ class Replies(ABC):
     @abstractmethod
     def congested(self) -> bool:
         """Whether no more can be taken: dispatch nothing until it is not."""
+
+    def write_in_bulk(self, in_bulk: bool) -> None:
+        """Whether many requests wait behind those in flight: throughput matters then, and latency is theirs."""
+        self.in_bulk = in_bulk
 
     @property
     def due(self) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from promptbus_worker.acknowledged_replies import BULK_S
 from promptbus_worker.commit_metadata import decode
+from promptbus_worker.dispatcher import WAITING_IN_BULK
 from promptbus_worker.outcomes import CallFailure
 from tests.unit.worker.path import SPEC, Path, Refusal
 from tests.unit.worker.virtual_time import in_virtual_time, loop, run
@@ -476,6 +479,29 @@ async def test_delivery_reports_come_in_bulk_when_replies_do_not() -> None:
         await asyncio.sleep(0.002)
     await path.settle(500)
     assert 500 * 0.002 / 0.1 < polls < 500 / 2
+
+
+@in_virtual_time
+async def test_replies_of_a_burst_are_collected_and_leave_with_its_end() -> None:
+    path = Path(concurrency=1)
+    produced: list[float] = []
+    produce = path.broker.produce
+
+    def noted(*arguments: Any, **more: Any) -> None:
+        produced.append(round(loop().time() - began, 6))
+        produce(*arguments, **more)
+
+    path.broker.produce = noted  # type: ignore[method-assign]
+    began = loop().time()
+    path.ask(*ids(8 * 40))
+    await path.settle(8 * 40)
+    calls_s = 40 * path.model.latency_s
+    in_the_burst = [
+        at for at in produced if at < calls_s - WAITING_IN_BULK / 8 * path.model.latency_s - 0.001
+    ]
+    assert len(set(in_the_burst)) == pytest.approx(calls_s / BULK_S, abs=1)
+    assert len(in_the_burst) > 8 * 20
+    assert max(produced) <= calls_s + 0.001, "nothing waits for the next collection"
 
 
 @in_virtual_time
