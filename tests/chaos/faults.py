@@ -19,6 +19,8 @@ SEEN_WITHIN_S = 60.0
 BETWEEN_RESETS_S = 0.3
 FULL_QUEUE_IN_HAND = 60
 """Requests that the workers with small queues need in hand for their answers to fill them."""
+PILING_UP_S = 1.0
+"""Triton's answers are late by this until they have: workers that keep up with the load have not so many."""
 IN_HAND_WITHIN_S = 2 * SEEN_WITHIN_S
 """The fault before it may have left them without partitions, and two more joins may be needed."""
 CLEAN_EXITS = (0, 3)
@@ -158,9 +160,14 @@ def _kill_controller(cluster: Cluster, _: Fault) -> Struck:
 
 def _full_producer_queue(cluster: Cluster, _: Fault) -> Struck:
     """No broker at all, while Triton goes on answering."""
-    small = cluster.supervisors[0]
+    small, proxy = cluster.supervisors[0], cluster.triton_proxy
     enough = f"{FULL_QUEUE_IN_HAND} in hand, to fill it"
-    eventually(enough, lambda: in_hand(small) >= FULL_QUEUE_IN_HAND, IN_HAND_WITHIN_S)
+    before = proxy.delay_s
+    proxy.delay_s = max(before, PILING_UP_S)
+    try:
+        eventually(enough, lambda: in_hand(small) >= FULL_QUEUE_IN_HAND, IN_HAND_WITHIN_S)
+    finally:
+        proxy.delay_s = before
     killed = _kill_brokers(cluster, cluster.kafka.brokers)
 
     def waiting_replies() -> float:
