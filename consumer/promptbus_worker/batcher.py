@@ -212,7 +212,7 @@ class Batcher:
         return sum(request.size for request in group) > self._max_bytes
 
     def _queue(self, request: Pending) -> deque[Pending]:
-        if request.crash_suspect or request.attempts >= LAST_ATTEMPT - 1:
+        if request.crash_suspect or is_last_attempt(request):
             return self._alone
         return self._group(request)
 
