@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 WAIT_FOR_ROOM_S = 0.02
-"""Answering makes room and is not told (`room`): of what waits, a tenth of a second's work at most is gone meanwhile."""
+"""Answering makes room too, and nobody tells (`room`): so it is looked for again before what waits has all left."""
 MAX_POLL_RECORDS = 500
 CLOSING_COMMIT_S = 3.0
 LAST_COMMIT_S = 1.0
