@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient
 
 from promptbus.kafka_errors import ConnectionNotes
+from promptbus.listener import Address
 from promptbus_worker.deadline import Deadline
 from promptbus_worker.preflight import Finding, fail
 from promptbus_worker.settings import Settings
@@ -47,6 +49,11 @@ class Admin:
             if self._deadline.expired:
                 raise TimeoutError("no answer in time")
         return future.result()
+
+    def named_brokers(self) -> Sequence[Address]:
+        """Those that the cluster named, and that a connection to failed."""
+        self.client.poll(0)  # brings what the client has to say
+        return self._notes.named_brokers()
 
     def no_answer(self, error: Exception) -> Finding:
         """Why nothing came back."""

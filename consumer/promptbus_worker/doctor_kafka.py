@@ -78,10 +78,13 @@ class KafkaCheckup:
                 "correct the KAFKA_… variable that it names",
             )
             return
+        silence: KafkaException | None = None
         try:
             nodes = advertised(admin.client, admin.call_s())
-        except KafkaException as error:
-            yield admin.no_answer(error)
+        except KafkaException as error:  # the cluster may still have named brokers, none of which can be used
+            silence, nodes = error, admin.named_brokers()
+        if silence and not nodes:
+            yield admin.no_answer(silence)
             return
         lost = unreachable(
             [node for node in nodes if node not in away], self._deadline.remaining_s(_CONNECT_S)
@@ -106,7 +109,10 @@ class KafkaCheckup:
                 yield fail("a broker that the others name cannot be used", why)
             else:
                 yield warn("an address in KAFKA_BOOTSTRAP cannot be used", why)
-        if all(node in lost or node in closed or node in away for node in nodes):
+        if silence and not lost and not closed:
+            yield admin.no_answer(silence)
+            return
+        if silence or all(node in lost or node in closed or node in away for node in nodes):
             yield fail(_NOTHING_CHECKED, "they need a broker that lets us in")
             return
         yield ok(f"Kafka answers: {len(nodes)} broker{'s' * (len(nodes) != 1)}")

@@ -150,13 +150,13 @@ def topics_of(settings: Settings) -> list[str]:
     ]
 
 
-def advertised(admin: AdminClient, timeout_s: float) -> list[Address]:
+def advertised(admin: AdminClient, timeout_s: float) -> Sequence[Address]:
     """Where the cluster says that its brokers are. Raises KafkaException."""
     found = admin.list_topics(timeout=timeout_s).brokers.values()
     return [Address(str(broker.host), broker.port) for broker in found]  # str: untyped there
 
 
-def brokers(admin: AdminClient, settings: Settings, notes: ConnectionNotes) -> list[Address]:
+def brokers(admin: AdminClient, settings: Settings, notes: ConnectionNotes) -> Sequence[Address]:
     """The cluster's, as they are advertised. Raises NotYet."""
     try:
         return advertised(admin, _ADMIN_TIMEOUT_S)

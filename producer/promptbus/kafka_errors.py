@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Final
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 from confluent_kafka import KafkaError, KafkaException
 
 from promptbus.errors import KafkaUnavailable, NotAllowed, SettingsRefused
 from promptbus.rights import Right, lacking
 from promptbus.settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from promptbus.listener import Address
 
 logging.getLogger("promptbus").addHandler(logging.NullHandler())  # without one, warnings go to stderr
 LOG = logging.getLogger("promptbus.kafka")
@@ -84,6 +88,10 @@ PASSING = (
 )
 
 
+# librdkafka begins an error of a connection with `protocol://host:port/id: `, where a bootstrap server's id is a word.
+_BROKER = re.compile(r"\w+://(\S+)/\d+: ")
+
+
 def error_of(exception: KafkaException) -> KafkaError:
     """The KafkaError that a KafkaException carries."""
     error = exception.args[0]
@@ -103,17 +111,30 @@ def describe(error: KafkaError) -> str:
 
 
 class ConnectionNotes:
-    """Remembers what librdkafka last said about its connections: the calls themselves only say "timed out"."""
+    """Remembers what librdkafka said about its connections: the calls themselves only say "timed out"."""
 
     def __init__(self) -> None:
         self._last: KafkaError | None = None
+        self._named: dict[str, None] = {}
 
     def note(self, error: KafkaError) -> None:
         """For `error_cb`: called on whichever thread polls the client."""
         LOG.debug("%s", describe(error))
+        if broker := _BROKER.match(error.str() or ""):
+            self._named[broker[1]] = None
         # "all brokers down" follows every real reason and says less
         if self._last is None or error.code() != ALL_BROKERS_DOWN:
             self._last = error
+
+    def named_brokers(self) -> Sequence[Address]:
+        """Those that the cluster named, and that a connection to failed.
+
+        Once librdkafka knows them it drops its bootstrap connections: if none of the brokers can be used, a question
+        about the cluster is answered only while it connects anew, which is luck.
+        """
+        from promptbus.listener import addresses_of
+
+        return addresses_of(",".join(self._named))
 
     def unavailable(self, settings: KafkaSettings, timeout_s: float) -> KafkaUnavailable:
         """The error for "nobody answered within `timeout_s` seconds". Blocks for some seconds at most."""
@@ -130,14 +151,17 @@ class ConnectionNotes:
     def misunderstanding(self, settings: KafkaSettings, timeout_s: float = 5.0) -> str | None:
         """A sentence if a broker is there but TLS or login do not come about. `timeout_s`: for each question to it."""
         # only now: a client that gets its connection needs none of Python's ssl
-        from promptbus.listener import misunderstanding
+        from promptbus.listener import misunderstanding, misunderstandings
 
         last = self._last
+        config = settings.client_config()
         sentence = misunderstanding(
-            settings.client_config(),
+            config,
             login_failed=last is not None and last.code() == LOGIN_FAILED,
             timeout_s=timeout_s,
         )
+        if sentence is None:
+            sentence = next(iter(misunderstandings(self.named_brokers(), config, timeout_s).values()), None)
         if sentence is None and last is not None and last.code() in LOGIN_REFUSED:
             return (
                 f"Kafka at {settings.kafka_bootstrap} refused the connection: {describe(last)}; "
