@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from promptbus_worker.record import Pending, Phase
+from promptbus_worker.record import IN_FLIGHT, WAITING, Pending, Phase
 
 LAST_ATTEMPT = 3
 """The attempt that is final (DESIGN rule 8)."""
@@ -58,6 +58,11 @@ class Batcher:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def any_alone(self) -> bool:
+        """Whether any request waits that is to go alone."""
+        return bool(self._alone)
+
     def __iter__(self) -> Iterator[Pending]:
         yield from self._alone
         for group in self._groups.values():
@@ -65,7 +70,7 @@ class Batcher:
 
     def offer(self, request: Pending, now: float) -> None:
         """Let a request wait, behind the others."""
-        request.phase = Phase.WAITING
+        request.phase = WAITING
         request.waiting_since = now
         self._queue(request).append(request)
         self._count += 1
@@ -74,7 +79,7 @@ class Batcher:
         """Requests that were dispatched wait again, where their age puts them."""
         older: list[tuple[deque[Pending], Pending]] = []
         for request in sorted(requests, key=_age):
-            request.phase = Phase.WAITING
+            request.phase = WAITING
             self._count += 1
             queue = self._queue(request)
             if queue and _age(request) >= _age(queue[0]):
@@ -133,11 +138,13 @@ class Batcher:
             return None
         request = min(waiting, key=_age)
         self.discard(request)
-        request.phase = Phase.IN_FLIGHT
+        request.phase = IN_FLIGHT
         return request
 
     def next_due(self, now: float, blocked: Collection[str] = ()) -> float | None:
         """Seconds until a lingering batch or a held request may leave, or None if there is none."""
+        if not self._alone and not self._linger_s:
+            return None
         due = [request.held_until - now for request in self._alone if request.model not in blocked]
         if self._linger_s:
             lingering = [group[0] for (model, _), group in self._groups.items() if model not in blocked]
@@ -179,6 +186,10 @@ class Batcher:
         passed_over: deque[Pending] = deque()
         answered_at: float | None = None  # asked for only where there are deadlines
         closed_by = ClosedBy.LINGER if self._linger_s else ClosedBy.SLOT
+        # Most have no deadline: for them the loop after this one would do the same and take twice as long.
+        while group and len(requests) < max_size and group[0].expires_at is None and group[0].size <= room:
+            room -= group[0].size
+            requests.append(group.popleft())
         while len(requests) < max_size and (group or passed_over):
             queue = group or passed_over
             request = queue[0]
@@ -203,7 +214,7 @@ class Batcher:
     def _close(self, requests: list[Pending], closed_by: ClosedBy) -> Batch:
         self._count -= len(requests)
         for request in requests:
-            request.phase = Phase.IN_FLIGHT
+            request.phase = IN_FLIGHT
         return Batch(_model(requests[0]), requests, closed_by)
 
     def _full(self, model: str, group: deque[Pending]) -> bool:
@@ -212,12 +223,13 @@ class Batcher:
         return sum(request.size for request in group) > self._max_bytes
 
     def _queue(self, request: Pending) -> deque[Pending]:
-        if request.crash_suspect or is_last_attempt(request):
+        if request.crash_suspect or (request.attempts and is_last_attempt(request)):
             return self._alone
         return self._group(request)
 
     def _group(self, request: Pending) -> deque[Pending]:
-        key = (_model(request), request.signature)
+        assert request.model is not None, "only admitted requests wait"
+        key = (request.model, request.signature)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = deque()

@@ -27,6 +27,7 @@ FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 5.0
 LONGEST_RETRY_AFTER_S = 60.0
 """A server may ask for more, and is then asked again after this."""
+_LONG_AGO = float("-inf")
 FAILURES_TO_OPEN = 5
 SINGLE_ERRORS_TO_OPEN = 16
 
@@ -43,6 +44,9 @@ class State(Enum):
     PROBING = auto()
 
 
+_CLOSED = State.CLOSED  # asked for with each batch: until Python 3.12 a look-up in the class takes 0.2 µs
+
+
 class Breaker:
     """One model's breaker."""
 
@@ -56,27 +60,29 @@ class Breaker:
         "_single_backoff_s",
         "_single_errors",
         "_told_to_wait_until",
+        "_waits_until",
         "_worked_began",
         "state",
     )
 
     def __init__(self) -> None:
-        self.state = State.CLOSED
-        self._resume_at = float("-inf")
-        self._told_to_wait_until = float("-inf")
+        self.state = _CLOSED
+        self._resume_at = _LONG_AGO
+        self._told_to_wait_until = _LONG_AGO
+        self._waits_until = _LONG_AGO  # the later of the two: asked for with each batch, and seldom changed
         self._backoff_s = FIRST_BACKOFF_S
-        self._failed_at = float("-inf")
+        self._failed_at = _LONG_AGO
         self._failures = 0
         self._single_errors = 0
         self._single_backoff_s = FIRST_BACKOFF_S
         self._probes_failed = 0
-        self._answered_began = float("-inf")
-        self._worked_began = float("-inf")
+        self._answered_began = _LONG_AGO
+        self._worked_began = _LONG_AGO
 
     @property
     def is_open(self) -> bool:
         """Whether ordinary calls are held back until a probe succeeds."""
-        return self.state is not State.CLOSED
+        return self.state is not _CLOSED
 
     @property
     def is_down(self) -> bool:
@@ -85,7 +91,7 @@ class Breaker:
 
     def may_call(self, now: float) -> bool:
         """Whether an ordinary batch may go out."""
-        return self.state is State.CLOSED and now >= self._waits_until
+        return self.state is _CLOSED and now >= self._waits_until
 
     def may_probe(self, now: float) -> bool:
         """Whether it is time for a probe."""
@@ -97,9 +103,9 @@ class Breaker:
             return None
         return self._waits_until - now
 
-    @property
-    def _waits_until(self) -> float:
-        return max(self._resume_at, self._told_to_wait_until)
+    def _resume(self, at: float) -> None:
+        self._resume_at = at
+        self._waits_until = max(at, self._told_to_wait_until)
 
     def is_told_to_wait(self, now: float) -> bool:
         """Whether the time that the server named is not over."""
@@ -108,6 +114,7 @@ class Breaker:
     def told_to_wait(self, now: float, seconds: float) -> None:
         """The server named a time (Retry-After). Unlike a back-off, answers to earlier calls do not end it."""
         self._told_to_wait_until = max(self._told_to_wait_until, now + min(seconds, LONGEST_RETRY_AFTER_S))
+        self._waits_until = max(self._resume_at, self._told_to_wait_until)
 
     def answered_since(self, moment: float) -> bool:
         """Whether a call that began at `moment` or after answered requests."""
@@ -125,10 +132,10 @@ class Breaker:
 
     def probe_succeeded(self, began: float, *, by_request: bool) -> None:
         """The probe that began then was answered; `by_request`: it was somebody's, not our own."""
-        self._end_probe(State.CLOSED)
+        self._end_probe(_CLOSED)
         self._probes_failed = 0
         self._failures = self._single_errors = 0
-        self._resume_at = float("-inf")
+        self._resume(_LONG_AGO)
         self._worked_began = max(self._worked_began, began)
         if by_request:
             self.succeeded(began)
@@ -141,19 +148,21 @@ class Breaker:
 
     def succeeded(self, began: float) -> None:
         """A call that began then answered requests."""
-        self._answered_began = max(self._answered_began, began)
-        self._worked_began = max(self._worked_began, began)
+        if began > self._answered_began:
+            self._answered_began = began
+        if began > self._worked_began:
+            self._worked_began = began
         self._failures = self._single_errors = 0
         self._single_backoff_s = FIRST_BACKOFF_S
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             self._backoff_s = FIRST_BACKOFF_S
             # Others come home all the time; what failed shall not leave again at once.
-            if began >= self._failed_at:
-                self._resume_at = float("-inf")
+            if began >= self._failed_at and self._resume_at != _LONG_AGO:
+                self._resume(_LONG_AGO)
 
     def failed(self, now: float, *, gone: bool) -> None:
         """A call failed for a reason that is not a request's. `gone`: calling on is of no use."""
-        if self.state is not State.CLOSED:
+        if self.state is not _CLOSED:
             return  # calls from before it opened, now coming home
         self._failures += 1
         self._failed_at = now
@@ -164,11 +173,11 @@ class Breaker:
 
     def single_error(self, now: float) -> None:
         """A request failed alone, and nobody can say yet whether it is to blame."""
-        if self.state is not State.CLOSED:
+        if self.state is not _CLOSED:
             return
         self._single_errors += 1
         if now >= self._resume_at:
-            self._resume_at = now + self._single_backoff_s
+            self._resume(now + self._single_backoff_s)
             self._single_backoff_s = min(LONGEST_BACKOFF_S, self._single_backoff_s * 2)
         if self._single_errors >= SINGLE_ERRORS_TO_OPEN:
             self.state = State.OPEN
@@ -180,5 +189,5 @@ class Breaker:
         self.state = state
 
     def _back_off(self, now: float) -> None:
-        self._resume_at = now + self._backoff_s
+        self._resume(now + self._backoff_s)
         self._backoff_s = min(LONGEST_BACKOFF_S, self._backoff_s * 2)

@@ -83,11 +83,11 @@ class Calls:
 
     def begin(self, part: Sequence[Pending]) -> Call:
         """A call with these requests begins now."""
-        now = self._clock()
+        now, timeout_s = self._clock(), self._timeout_s
         for request in part:
             request.dispatched_at = now
         left_s = time_left_s(part, now)
-        return Call(now, min(self._timeout_s, left_s), left_s < self._timeout_s)
+        return Call(now, left_s, True) if left_s < timeout_s else Call(now, timeout_s, False)
 
     async def run(self, model: str, part: list[Pending], call: Call) -> tuple[str, list[Row | BadRow]]:
         """The model's version, and a row for each request. Raises CallError."""
@@ -123,12 +123,14 @@ class Calls:
     async def _infer(
         self, model: str, inputs: list[Inputs], timeout_s: float
     ) -> tuple[str, list[Row | BadRow]]:
-        began, calls = self._clock(), self._metrics.inference_calls_total
+        began = self._clock()
+        result: str | None = None
         self._running[call := object()] = began
         try:
             answer = await self._client.infer(self._specs[model], inputs, timeout_s)
+            result = "ok"
         except CallError as error:
-            calls[model, VERDICTS[error.failure].call_result].inc()
+            result = VERDICTS[error.failure].call_result
             self._note_failure(model, error)
             if error.failure is CallFailure.OVERLOADED:
                 self._breakers[model].told_to_wait(self._clock(), error.retry_after_s)
@@ -137,10 +139,9 @@ class Calls:
             now = self._clock()
             del self._running[call]
             self._freeze.tick(now)
-            self._metrics.later.observe(self._metrics.inference_duration_seconds[model], now - began)
-        if not self._freeze.since(began):
+            self._metrics.later.calls.append((model, result, now - began))
+        if self._freeze.woke_at < began:
             self._took_s[model].append(now - began)
-        self._metrics.later.inc(calls[model, "ok"])
         return answer
 
     def _note_failure(self, model: str, error: CallError) -> None:

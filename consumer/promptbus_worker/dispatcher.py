@@ -207,7 +207,7 @@ class Dispatcher:
         in_flight = await self._slots.cancel()
         waiting = [*self._reception.drop(lambda _: True), *self._batcher.drop(lambda _: True)]
         self._give_back([*waiting, *in_flight])
-        self._metrics.later.write()
+        self._metrics.later.write(self._metrics)
 
     def oldest_call_s(self, now: float) -> float:
         """For how long the inference call that began first has been running; 0 if none does."""
@@ -217,7 +217,7 @@ class Dispatcher:
     def update_gauges(self) -> None:
         """Write the gauges, and what was counted for later; called about twice a second."""
         metrics = self._metrics
-        metrics.later.write()
+        metrics.later.write(metrics)
         metrics.in_flight_batches.set(sum(1 for batch in self._slots.batches.values() if batch.requests))
         called = list(self._slots.unanswered())
         unacknowledged = self._replies.unacknowledged
@@ -238,26 +238,24 @@ class Dispatcher:
         """Start whatever may start now, and wake up again when more may."""
         if self._stopped:
             return
-        now = self._clock()
+        now, batcher, slots = self._clock(), self._batcher, self._slots
         calm = self._gates.calm(now)
-        blocked = self._slots.with_full([] if calm else self._gates.blocked(now))
-        while len(blocked) < len(self._slots.taken) and self._may_start() and len(self._batcher):
-            batch = self._batcher.take(
+        blocked = slots.with_full([] if calm else self._gates.blocked(now))
+        while len(blocked) < len(slots.taken) and len(batcher) and self._may_start():
+            batch = batcher.take(
                 now,
                 blocked=blocked,
-                alone_in_flight=self._slots.last_attempts(),
-                idle=not self._slots.batches,
+                alone_in_flight=slots.last_attempts() if batcher.any_alone else (),
+                idle=not slots.batches,
                 usual_call_s=self._calls.usual_s,
             )
             if batch is None:
                 break
-            metrics = self._metrics
-            metrics.later.inc(metrics.batches_total[batch.model, batch.closed_by])
-            metrics.later.observe(metrics.batch_size[batch.model], len(batch.requests))
-            self._slots.start(self._runner.run(batch), batch)
+            self._metrics.later.batches.append((batch.model, batch.closed_by, len(batch.requests)))
+            slots.start(self._runner.run, batch)
             self._gates.starts(batch)
-            blocked = self._slots.with_full([] if calm else self._gates.blocked(now))
-        in_bulk = len(self._batcher) > WAITING_IN_BULK * self._slots.limit
+            blocked = slots.with_full([] if calm else self._gates.blocked(now))
+        in_bulk = len(batcher) > WAITING_IN_BULK * slots.limit
         if in_bulk != self._replies.in_bulk:
             self._replies.write_in_bulk(in_bulk)
         if not (calm and self._was_calm):
@@ -272,7 +270,7 @@ class Dispatcher:
             if breaker.may_probe(now) and not self._draining:
                 breaker.probe()
                 batch = Batch(model, [], ClosedBy.SLOT)
-                self._slots.start(self._runner.probe(batch), batch)
+                self._slots.start(self._runner.probe, batch)
         for model, breaker in self._gates.breakers.items():
             self._outages[model].look(breaker.is_down, now, self._calls.last_failure.get(model))
         self._hold_if_all_closed(now)
@@ -288,10 +286,9 @@ class Dispatcher:
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
-        times = [] if self._was_calm else [self._gates.resumes_in(now)]
-        if self._may_start():
-            times.append(self._batcher.next_due(now, blocked))
-        due = [time for time in times if time is not None]
+        starts = self._batcher.next_due(now, blocked) if self._may_start() else None
+        resumes = None if self._was_calm else self._gates.resumes_in(now)
+        due = [seconds for seconds in (starts, resumes) if seconds is not None]
         if due:
             self._wake = asyncio.get_running_loop().call_later(max(min(due), 0.001), self.pump)
 
@@ -306,7 +303,7 @@ class Dispatcher:
                 log.info("partitions resume")
 
     def _note_idle(self) -> None:
-        waiting = len(self._batcher) + len(self._reception)
+        waiting = len(self._batcher) or len(self._reception)
         if waiting or any(batch.requests for batch in self._slots.batches.values()):
             self._idle.clear()
         else:

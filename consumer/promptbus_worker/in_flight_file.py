@@ -10,8 +10,9 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Self
@@ -55,7 +56,7 @@ class InFlightFile:
             row = self._free.pop()
             rows.append(row)
             start = row * _ROW_BYTES
-            struct.pack_into(f"={2 * len(part)}q", self._map, start + _COUNT.size, *chain.from_iterable(part))
+            _packer(len(part))(self._map, start + _COUNT.size, *chain.from_iterable(part))
             _COUNT.pack_into(self._map, start, len(part))
         return rows
 
@@ -64,6 +65,11 @@ class InFlightFile:
         for row in rows:
             _COUNT.pack_into(self._map, row * _ROW_BYTES, 0)
         self._free += rows
+
+
+@cache
+def _packer(places: int) -> Callable[..., None]:
+    return struct.Struct(f"={2 * places}q").pack_into
 
 
 def read(directory: Path, slot: int) -> set[Place]:

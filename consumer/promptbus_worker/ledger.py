@@ -44,6 +44,9 @@ class Tracked(Enum):
     """Not of a current epoch, or seen in it already."""
 
 
+NEW = Tracked.NEW  # until Python 3.12 looking it up in its class takes 0.2 µs
+
+
 class Progress(NamedTuple):
     """How far one epoch has come. `next_offset` is the next one to commit.
 
@@ -146,8 +149,10 @@ class Ledger:
 
     def track(self, ownership: Ownership, offset: int, size: int, timestamp_ms: int = -1) -> Tracked:
         """Take a polled record of `size` bytes in hand, if it is new."""
-        part = self._find(ownership)
-        if part is None or part.begins_at is None or offset <= part.last_tracked or offset < part.begins_at:
+        part = self._partitions.get((ownership.topic, ownership.partition))
+        if part is None or part.ownership is not ownership or part.begins_at is None:
+            return Tracked.STALE
+        if offset <= part.last_tracked or offset < part.begins_at:
             return Tracked.STALE
         part.last_tracked = offset
         part.last_ms = timestamp_ms
@@ -159,28 +164,44 @@ class Ledger:
         part.bytes += size
         self._records += 1
         self._bytes += size
-        return Tracked.NEW
+        return NEW
 
     def settle(self, ownership: Ownership, offset: int) -> bool:
         """Note that everything this record asks for is acknowledged. False if its epoch is over.
 
         Raises LedgerError for an offset that is not in hand: never tracked, settled already, or released.
         """
-        part = self._find(ownership)
-        if part is None:
+        key = ownership.topic, ownership.partition
+        part = self._partitions.get(key)
+        if part is None or part.ownership is not ownership:
             return False
-        if not self._let_go(part, offset):
+        size, _ = part.unsettled.get(offset, _NOT_IN_HAND)
+        if size is None:
             raise LedgerError(f"{ownership.topic}[{ownership.partition}] offset {offset} cannot be settled")
         del part.unsettled[offset]
+        part.records -= 1
+        part.bytes -= size
+        self._records -= 1
+        self._bytes -= size
         if offset > part.last_settled:
             part.last_settled = offset
-        self._moved.add((ownership.topic, ownership.partition))
+        self._moved.add(key)
         return True
 
     def release(self, ownership: Ownership, offset: int) -> bool:
         """Let go of a record that will not be answered in this epoch. False if its epoch is over."""
         part = self._find(ownership)
-        return part is not None and self._let_go(part, offset)
+        if part is None:
+            return False
+        size, timestamp_ms = part.unsettled.get(offset, _NOT_IN_HAND)
+        if size is None:
+            return False
+        part.unsettled[offset] = None, timestamp_ms
+        part.records -= 1
+        part.bytes -= size
+        self._records -= 1
+        self._bytes -= size
+        return True
 
     def in_hand(self, ownerships: Iterable[Ownership]) -> int:
         """Records in hand of these epochs."""
@@ -248,20 +269,12 @@ class Ledger:
             part.sent = None
             self._moved.add((topic, partition))
 
-    def _let_go(self, part: Epoch, offset: int) -> bool:
-        size, timestamp_ms = part.unsettled.get(offset, (None, -1))
-        if size is None:
-            return False
-        part.unsettled[offset] = None, timestamp_ms
-        part.records -= 1
-        part.bytes -= size
-        self._records -= 1
-        self._bytes -= size
-        return True
-
     def _find(self, ownership: Ownership) -> Epoch | None:
         part = self._partitions.get((ownership.topic, ownership.partition))
         return part if part is not None and part.ownership is ownership else None
+
+
+_NOT_IN_HAND: tuple[None, int] = (None, -1)
 
 
 def _known(timestamp_ms: int) -> int | None:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import platform
 from bisect import bisect_left, bisect_right
+from collections import Counter as TallyOf
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -69,25 +71,31 @@ class Later:
     """
 
     def __init__(self) -> None:
-        self._counts: dict[Counter, int] = {}
-        self._amounts: dict[Histogram, list[float]] = {}
+        self.batches: list[tuple[str, str, int]] = []
+        """Model, why it left, and requests."""
+        self.calls: list[tuple[str, str | None, float]] = []
+        """Model, result (None: it was broken off), and seconds."""
 
-    def inc(self, counter: Counter) -> None:
-        """Count one."""
-        self._counts[counter] = self._counts.get(counter, 0) + 1
-
-    def observe(self, histogram: Histogram, amount: float) -> None:
-        """Note one value."""
-        self._amounts.setdefault(histogram, []).append(amount)
-
-    def write(self) -> None:
+    def write(self, metrics: Metrics) -> None:
         """Write what has come together."""
-        for counter, count in self._counts.items():
-            counter.inc(count)
-        for histogram, amounts in self._amounts.items():
-            histogram.observe_many(amounts)
-        self._counts.clear()
-        self._amounts.clear()
+        batches, self.batches = self.batches, []
+        calls, self.calls = self.calls, []
+        for (model, closed_by), count in TallyOf((model, why) for model, why, _ in batches).items():
+            metrics.batches_total[model, closed_by].inc(count)
+        for (model, result), count in TallyOf((model, result) for model, result, _ in calls).items():
+            if result is not None:
+                metrics.inference_calls_total[model, result].inc(count)
+        for model, sizes in _by_model((model, size) for model, _, size in batches).items():
+            metrics.batch_size[model].observe_many(sizes)
+        for model, seconds in _by_model((model, took_s) for model, _, took_s in calls).items():
+            metrics.inference_duration_seconds[model].observe_many(seconds)
+
+
+def _by_model(pairs: Iterable[tuple[str, float]]) -> Mapping[str, Sequence[float]]:
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for model, amount in pairs:
+        found[model].append(amount)
+    return found
 
 
 class Metrics:

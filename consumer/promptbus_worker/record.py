@@ -44,6 +44,10 @@ class Phase(Enum):
     DROPPED = auto()
 
 
+# Until Python 3.12 looking a member up in its class takes 0.2 µs, which the path would do ten times per request.
+WAITING, IN_FLIGHT, ANSWERED = Phase.WAITING, Phase.IN_FLIGHT, Phase.ANSWERED
+
+
 class Pending:
     """A record in hand on its way to exactly one reply.
 

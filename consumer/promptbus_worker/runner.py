@@ -22,7 +22,7 @@ from promptbus_worker.in_flight_file import InFlightFile
 from promptbus_worker.limiter import Limiter
 from promptbus_worker.model import BadRow, Row
 from promptbus_worker.outcomes import VERDICTS, Action, CallError, CallFailure
-from promptbus_worker.record import Pending, Phase, about
+from promptbus_worker.record import ANSWERED, IN_FLIGHT, Pending, about
 from promptbus_worker.redaction import ServerText
 from promptbus_worker.replies import Replies
 
@@ -43,8 +43,12 @@ class Traffic(BlameTraffic, Protocol):
         """Batches of this model in flight, the asking one included."""
         ...
 
+    def must_poll_first(self) -> bool:
+        """Whether the process stood still and the consumer has not polled since."""
+        ...
+
     async def polled_since_freeze(self) -> None:
-        """After the process stood still: wait until the consumer has polled."""
+        """Wait until it has."""
         ...
 
 
@@ -95,7 +99,7 @@ class Runner:
         except Exception:
             log.exception("a probe failed by a defect of the worker", extra={"model": model})
         finally:
-            answered = any(request.phase is Phase.ANSWERED for request in batch.requests)
+            answered = any(request.phase is ANSWERED for request in batch.requests)
             self._traffic.put_back(unanswered(batch.requests))
             if works:
                 breaker.probe_succeeded(began, by_request=answered)
@@ -146,7 +150,9 @@ class Runner:
             if breaker.is_open or breaker.is_told_to_wait(self._clock()):
                 self._traffic.put_back(part)
                 continue
-            noted = self._in_flight_file.begin([request.record.place for request in part])
+            noted = self._in_flight_file.begin(
+                [(request.record.ownership.partition, request.record.offset) for request in part]
+            )
             try:
                 smaller, suspect = await self._try(model, part)
             finally:
@@ -168,7 +174,8 @@ class Runner:
             return await self._failed(model, part, call, error) if part else ([], [])
         self._breakers[model].succeeded(call.began)
         self._limiters[model].succeeded(call.began, self._clock())
-        await self._traffic.polled_since_freeze()
+        if self._traffic.must_poll_first():
+            await self._traffic.polled_since_freeze()
         self._answer(part, version, rows)
         return [], []
 
@@ -196,7 +203,7 @@ class Runner:
         answered: list[Pending] = []
         answers: list[Row] = []
         for request, row in zip(part, rows, strict=True):
-            if request.phase is not Phase.IN_FLIGHT or not request.record.ownership.live:
+            if request.phase is not IN_FLIGHT or not request.record.ownership.live:
                 continue  # answered at its deadline, or somebody else's by now
             if isinstance(row, BadRow):
                 log.warning("an output cannot be read", extra={**about(request), "why": row.reason})
@@ -218,4 +225,4 @@ class Runner:
 
 def unanswered(requests: Sequence[Pending]) -> list[Pending]:
     """Those still in flight whose partition is still ours."""
-    return [r for r in requests if r.phase is Phase.IN_FLIGHT and r.record.ownership.live]
+    return [r for r in requests if r.phase is IN_FLIGHT and r.record.ownership.live]

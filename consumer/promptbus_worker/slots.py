@@ -6,12 +6,17 @@ A batch keeps its slot while it is narrowed, so bisecting never adds load. A cra
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 
 from promptbus_worker.batcher import Batch, is_last_attempt
 from promptbus_worker.limiter import Limiter
 from promptbus_worker.record import Pending, Phase
 from promptbus_worker.runner import unanswered
+
+log = logging.getLogger(__name__)
+
+Run = Callable[[Batch], Coroutine[object, object, None]]
 
 
 class Slots:
@@ -27,27 +32,51 @@ class Slots:
         """By model."""
         self.exclusive: asyncio.Task[None] | None = None
         """Runs a crash suspect: nothing else may start."""
+        self._free: asyncio.Task[None] | None = None  # has ended its batch just now
+        self._next: Run | None = None  # what that one goes on with
 
     @property
     def limit(self) -> int:
         """How many slots there are, of all models together."""
-        return sum(limiter.limit for limiter in self._limiters.values())
+        return sum([limiter.limit for limiter in self._limiters.values()])
 
-    def start(self, run: Coroutine[object, object, None], batch: Batch) -> None:
+    def start(self, run: Run, batch: Batch) -> None:
         """Run this batch in a slot of its own."""
-        task = asyncio.get_running_loop().create_task(run)
+        task = self._free
+        if task is not None:
+            self._free, self._next = None, run
+        else:
+            task = asyncio.get_running_loop().create_task(self._work(run))
+            task.add_done_callback(self._broken_off)
         self.batches[task] = batch
         self.taken[batch.model] += 1
         if batch.requests and batch.requests[0].crash_suspect:
             self.exclusive = task
-        task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    async def _work(self, run: Run | None) -> None:
+        """A task's batches: when one has ended it goes on with the next that starts. A task for each would cost more."""
+        task = asyncio.current_task()
+        assert task is not None
+        while run is not None:
+            await run(self.batches[task])
+            ended = self._release(task)
+            self._free = task
+            try:
+                self._on_ended(ended)
+            except Exception:
+                log.exception("going on after a batch failed by a defect of the worker")
+            run, self._free, self._next = self._next, None, None
+
+    def _broken_off(self, task: asyncio.Task[None]) -> None:
+        if task in self.batches:
+            self._on_ended(self._release(task))
+
+    def _release(self, task: asyncio.Task[None]) -> Batch:
         batch = self.batches.pop(task)
         self.taken[batch.model] -= 1
         if task is self.exclusive:
             self.exclusive = None
-        self._on_ended(batch)
+        return batch
 
     def with_full(self, blocked: list[str]) -> list[str]:
         """`blocked`, and the models of which no slot is free."""
