@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
+from operator import attrgetter
 
 from promptbus_worker.record import IN_FLIGHT, WAITING, Pending, Phase
 
@@ -72,8 +74,8 @@ class Batcher:
         """Let a request wait, behind the others."""
         request.phase = WAITING
         request.waiting_since = now
-        self._queue(request).append(request)
         self._count += 1
+        self._queue(request).append(request)
 
     def put_back(self, requests: Iterable[Pending]) -> None:
         """Requests that were dispatched wait again, where their age puts them."""
@@ -156,8 +158,7 @@ class Batcher:
         if request in self._alone:
             self._alone.remove(request)
         else:
-            group = self._group(request)
-            group.remove(request)
+            self._groups[_model(request), request.signature].remove(request)
             self._forget_empty(request)
         self._count -= 1
 
@@ -186,10 +187,10 @@ class Batcher:
         passed_over: deque[Pending] = deque()
         answered_at: float | None = None  # asked for only where there are deadlines
         closed_by = ClosedBy.LINGER if self._linger_s else ClosedBy.SLOT
-        # Most have no deadline: for them the loop after this one would do the same and take twice as long.
-        while group and len(requests) < max_size and group[0].expires_at is None and group[0].size <= room:
-            room -= group[0].size
-            requests.append(group.popleft())
+        first_ones = list(islice(group, max_size))
+        if not any(map(_DEADLINE, first_ones)) and sum(map(_SIZE, first_ones)) <= room:
+            # Nearly always: what the loop below would do with them, in a fifth of the time.
+            requests = [group.popleft() for _ in first_ones]
         while len(requests) < max_size and (group or passed_over):
             queue = group or passed_over
             request = queue[0]
@@ -225,9 +226,6 @@ class Batcher:
     def _queue(self, request: Pending) -> deque[Pending]:
         if request.crash_suspect or (request.attempts and is_last_attempt(request)):
             return self._alone
-        return self._group(request)
-
-    def _group(self, request: Pending) -> deque[Pending]:
         assert request.model is not None, "only admitted requests wait"
         key = (request.model, request.signature)
         group = self._groups.get(key)
@@ -239,6 +237,9 @@ class Batcher:
         key = (_model(request), request.signature)
         if not self._groups[key]:
             del self._groups[key]
+
+
+_DEADLINE, _SIZE = attrgetter("expires_at"), attrgetter("size")
 
 
 def is_last_attempt(request: Pending) -> bool:

@@ -58,14 +58,21 @@ class DeadLetterBudget:
         self._try_at = now + TRY_EVERY_S
         return False
 
+    def note_answers(self, count: int) -> None:
+        """So many outcomes that were none. They never exhaust it."""
+        if self._trial is not None:
+            self._trial += [False] * count
+        self._outcomes += count
+        self._in_a_row = 0
+
     def note(self, dead_lettered: bool, now: float) -> bool:
         """An outcome. Whether it is the one that exhausts the budget."""
-        if self._trial is not None:
-            self._trial.append(dead_lettered)
-        self._outcomes += 1
-        if not dead_lettered:  # one more of these never exhausts it
-            self._in_a_row = 0
+        if not dead_lettered:
+            self.note_answers(1)
             return False
+        if self._trial is not None:
+            self._trial.append(True)
+        self._outcomes += 1
         self._in_a_row += 1
         failed_at = self._failed_at
         failed_at.append(self._outcomes)

@@ -74,11 +74,15 @@ class Gates:
 
     def answered(self, requests: Iterable[Pending], now: float) -> None:
         """Requests have their outcomes, `request.code`."""
+        answers: dict[str, int] = {}  # nearly all of them, and of one model
         for request in requests:
-            if request.code is None and request.model is not None:  # nearly all of them
-                self._budgets[request.model].note(False, now)
+            model = request.model
+            if request.code is None and model is not None:
+                answers[model] = answers.get(model, 0) + 1
             else:
                 self._answered_with_error(request, now)
+        for model, count in answers.items():
+            self._budgets[model].note_answers(count)
 
     def _answered_with_error(self, request: Pending, now: float) -> None:
         if request.code is ErrorCode.REPLY_TOO_LARGE:

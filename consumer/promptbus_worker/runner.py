@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from promptbus.messages import ErrorCode
 from promptbus_worker.batcher import Batch
@@ -200,6 +200,9 @@ class Runner:
     # -- outcomes
 
     def _answer(self, part: Sequence[Pending], version: str, rows: Sequence[Row | BadRow]) -> None:
+        if BadRow not in set(map(type, rows)) and len(unanswered(part)) == len(part) == len(rows):
+            self._write(part, cast(Sequence[Row], rows), version)
+            return
         answered: list[Pending] = []
         answers: list[Row] = []
         for request, row in zip(part, rows, strict=True):
@@ -211,6 +214,9 @@ class Runner:
             else:
                 answered.append(request)
                 answers.append(row)
+        self._write(answered, answers, version)
+
+    def _write(self, answered: Sequence[Pending], answers: Sequence[Row], version: str) -> None:
         for request in self._replies.answer(answered, answers, version):
             self._blame.finish(request, ErrorCode.INTERNAL)
 
