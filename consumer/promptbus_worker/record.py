@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum, auto
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from promptbus.messages import ErrorCode, Headers, JsonObject, Usage
 from promptbus_worker.ledger import Ownership, Place
@@ -34,14 +33,24 @@ class Record(NamedTuple):
         return self.ownership.partition, self.offset
 
 
-class Phase(Enum):
-    """Where a request is. It moves ADMITTED → WAITING ⇄ IN_FLIGHT → ANSWERED, or is DROPPED while it waits."""
+class Phase(str):
+    """Where a request is. It moves ADMITTED → WAITING ⇄ IN_FLIGHT → ANSWERED, or is DROPPED while it waits.
 
-    ADMITTED = auto()
-    WAITING = auto()
-    IN_FLIGHT = auto()
-    ANSWERED = auto()
-    DROPPED = auto()
+    No Enum: Python 3.11 takes 0.2 µs to find a member of one, and each request asks for several.
+    """
+
+    ADMITTED: ClassVar[Phase]
+    WAITING: ClassVar[Phase]
+    IN_FLIGHT: ClassVar[Phase]
+    ANSWERED: ClassVar[Phase]
+    DROPPED: ClassVar[Phase]
+
+
+Phase.ADMITTED = Phase("admitted")
+Phase.WAITING = Phase("waiting")
+Phase.IN_FLIGHT = Phase("in flight")
+Phase.ANSWERED = Phase("answered")
+Phase.DROPPED = Phase("dropped")
 
 
 # Until Python 3.12 looking a member up in its class takes 0.2 µs, which the path would do ten times per request.
@@ -58,37 +67,67 @@ class Pending:
     on this one, so nothing else may be in flight with it.
     """
 
-    # Defaults of the class: most requests never need another value, and one per request would cost it a microsecond.
-    correlation_id: bytes | None = None
-    traceparent: bytes | None = None
-    tracestate: bytes | None = None
-    metadata: JsonObject = _NOTHING
-    model: str | None = None
-    inputs: Inputs = _NO_INPUTS
-    signature: tuple[str, ...] = ()
-    size = 0
-    expires_at: float | None = None
-    phase = Phase.ADMITTED
-    crash_suspect = False
-    attempts = 0
-    failures_alone = 0
-    suspect_since: float | None = None
-    failed_since: float | None = None
-    held_until = 0.0
-    last_failure: CallFailure | None = None
-    waiting_since = 0.0
-    dispatched_at: float | None = None
-    inference_s = 0.0
-    answered_at = 0.0
-    code: ErrorCode | None = None
-    usage: Usage | None = None
-    unacknowledged = 0
+    # Slots that are filled at once cost 0.2 µs more than defaults of the class, and save 1 µs and more as they are used.
+    __slots__ = (
+        "answered_at",
+        "attempts",
+        "code",
+        "correlation_id",
+        "crash_suspect",
+        "dispatched_at",
+        "expires_at",
+        "failed_since",
+        "failures_alone",
+        "held_until",
+        "inference_s",
+        "inputs",
+        "last_failure",
+        "metadata",
+        "model",
+        "phase",
+        "record",
+        "reply_id",
+        "reply_topic",
+        "request_id",
+        "signature",
+        "size",
+        "suspect_since",
+        "traceparent",
+        "tracestate",
+        "unacknowledged",
+        "usage",
+        "waiting_since",
+    )
 
     def __init__(self, record: Record, request_id: str, reply_id: str, reply_topic: str) -> None:
         self.record = record
         self.request_id = request_id
         self.reply_id = reply_id
         self.reply_topic = reply_topic
+        self.correlation_id: bytes | None = None
+        self.traceparent: bytes | None = None
+        self.tracestate: bytes | None = None
+        self.metadata = _NOTHING
+        self.model: str | None = None
+        self.inputs = _NO_INPUTS
+        self.signature: tuple[str, ...] = ()
+        self.size = 0
+        self.expires_at: float | None = None
+        self.phase = Phase.ADMITTED
+        self.crash_suspect = False
+        self.attempts = 0
+        self.failures_alone = 0
+        self.suspect_since: float | None = None
+        self.failed_since: float | None = None
+        self.held_until = 0.0
+        self.last_failure: CallFailure | None = None
+        self.waiting_since = 0.0
+        self.dispatched_at: float | None = None
+        self.inference_s = 0.0
+        self.answered_at = 0.0
+        self.code: ErrorCode | None = None
+        self.usage: Usage | None = None
+        self.unacknowledged = 0
 
 
 def where(record: Record) -> dict[str, object]:
