@@ -105,7 +105,9 @@ class Replies(ABC):
         wall_ms = self._wall_clock() * 1000
         for request, row in zip(requests, rows, strict=True):
             request.attempts += 1
-            request.usage = usage = Usage(row.prompt_tokens, row.completion_tokens, row.total_tokens)
+            _, total, prompt, completion, _ = row
+            # Usage(...) is a function in Python and would cost 0.3 µs more; so would Timings(...) below.
+            request.usage = usage = tuple.__new__(Usage, (prompt, completion, total))
             try:
                 timings = self._timings(request, wall_ms)
                 record = self._records.answer(request, row, usage, model_version, timings)
@@ -160,8 +162,11 @@ class Replies(ABC):
     def _timings(self, request: Pending, wall_ms: float) -> Timings:
         record = request.record
         queued_until = request.dispatched_at if request.dispatched_at is not None else self._clock()
-        total_ms = wall_ms - record.timestamp_ms if record.timestamp_ms >= 0 else 0.0
-        return Timings((queued_until - record.polled_at) * 1000, request.inference_s * 1000, total_ms)
+        timestamp_ms = record.timestamp_ms
+        total_ms = wall_ms - timestamp_ms if timestamp_ms >= 0 else 0.0
+        return tuple.__new__(
+            Timings, ((queued_until - record.polled_at) * 1000, request.inference_s * 1000, total_ms)
+        )
 
     @abstractmethod
     def _send(self, records: Sequence[Outgoing]) -> None:

@@ -100,7 +100,7 @@ class ReplyRecords:
             if self._fits(outgoing):
                 return outgoing
         bare = reply_headers(request_id=request.request_id, reply_id=request.reply_id, status="error")
-        return outgoing._replace(key=request.request_id.encode(), headers=[*bare])
+        return outgoing._replace(key=request.request_id.encode(), headers=bare)
 
     def dead_letter(self, request: Pending, code: ErrorCode) -> Outgoing:
         """The original record and why it is here, cut to what the dead letter topic takes."""
@@ -122,6 +122,8 @@ class ReplyRecords:
 
     def _reply(self, request: Pending, status: str, value: bytes) -> Outgoing:
         key = request.record.key
+        if key is None:
+            key = request.request_id.encode()
         headers = reply_headers(
             request_id=request.request_id,
             reply_id=request.reply_id,
@@ -130,13 +132,14 @@ class ReplyRecords:
             traceparent=request.traceparent,
             tracestate=request.tracestate,
         )
-        reply_key = key if key is not None else request.request_id.encode()
-        return Outgoing(request, request.reply_topic, reply_key, value, [*headers], False)
+        # Outgoing(...) is a function in Python and would cost 0.3 µs more.
+        return tuple.__new__(Outgoing, (request, request.reply_topic, key, value, headers, False, 0))
 
     def _fits(self, outgoing: Outgoing) -> bool:
         # Nearly all are far below their limit; to see that needs no exact count.
-        roughly = _SURELY_ENOUGH + len(outgoing.value or b"") + len(outgoing.key or b"")
-        if len(outgoing.headers) > _OWN_HEADERS or outgoing.is_dead_letter:
-            roughly += sum(4 * len(name) + len(value or b"") + 12 for name, value in outgoing.headers)
-        limit = self._limits[outgoing.topic]
+        _, topic, key, value, headers, is_dead_letter, _ = outgoing
+        roughly = _SURELY_ENOUGH + len(value or b"") + len(key or b"")
+        if len(headers) > _OWN_HEADERS or is_dead_letter:
+            roughly += sum(4 * len(name) + len(value or b"") + 12 for name, value in headers)
+        limit = self._limits[topic]
         return roughly <= limit or outgoing.size <= limit
