@@ -107,8 +107,7 @@ class AcknowledgedReplies(Replies):
         if self.in_bulk or self._collected:  # behind those, or replies of one key would change their order
             self._collect(records)
         else:
-            for outgoing in records:
-                self._produce(outgoing)
+            self._produce(records)
         if self._tick is None:
             self._serve_soon()
 
@@ -130,33 +129,34 @@ class AcknowledgedReplies(Replies):
             self._collecting = asyncio.get_running_loop().call_later(BULK_S, self._produce_collected)
             return
         collected, self._collected = self._collected, []
-        for outgoing in collected:
-            self._produce(outgoing)
+        self._produce(collected)
 
-    def _produce(self, outgoing: Outgoing) -> None:
-        if not outgoing.pending.record.ownership.live:
-            self._drop(outgoing)  # the next owner answers it
-            return
-        if self._unsent:  # behind those, or replies of one key would change their order
-            self._unsent.append(outgoing)
-            return
-        self._try_to_produce(outgoing)
+    def _produce(self, records: Sequence[Outgoing]) -> None:
+        unsent = self._unsent
+        for outgoing in records:
+            if not outgoing.pending.record.ownership.live:
+                self._drop(outgoing)  # the next owner answers it
+            elif unsent:  # behind those, or replies of one key would change their order
+                unsent.append(outgoing)
+            else:
+                self._try_to_produce(outgoing)
 
     def _try_to_produce(self, outgoing: Outgoing) -> bool:
         """False: the producer's queue is full, and this record first in the line of the unsent."""
+        _, topic, key, value, headers, _, _ = outgoing
         try:
             self._producer.produce(
-                outgoing.topic,
-                outgoing.value,
-                outgoing.key,
-                headers=outgoing.headers,
-                on_delivery=partial(self._delivered, outgoing),
+                topic, value, key, headers=headers, on_delivery=partial(self._delivered, outgoing)
             )
         except BufferError:
             self._unsent.appendleft(outgoing)
             return False
         except KafkaException as error:
             self._failed(outgoing, error.args[0])
+        except Exception:  # our defect: neither this record nor those behind it may be lost
+            extra = {**about(outgoing.pending), "written_to": topic}
+            log.exception("a record could not be produced, trying again", extra=extra)
+            self._resend(outgoing)
         return True
 
     def _serve_soon(self) -> None:

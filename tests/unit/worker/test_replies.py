@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,32 @@ async def test_a_missing_right_on_one_topic_does_not_give_up_what_others_may_sti
     assert not await waiting, "one is never acknowledged"
     assert loop().time() < 1000 + 5, "and is not waited for"
     assert path.settled_offsets == [1]
+
+
+@in_virtual_time
+async def test_a_reply_that_cannot_be_produced_by_a_defect_costs_no_other_and_is_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = Path(concurrency=1)
+    produce, broken = path.broker.produce, True
+
+    def defective(topic: str, value: bytes | None, key: bytes | None, **more: Any) -> None:
+        if broken and value is not None and b'"p1"' in value:
+            raise TypeError("a defect")
+        produce(topic, value, key, **more)
+
+    path.broker.produce = defective  # type: ignore[method-assign]
+    path.ask(*ids(4))
+    await asyncio.sleep(2)
+    assert sorted(path.settled_offsets) == [0, 2, 3]
+    assert path.replies.due == len(path.replies.unacknowledged) == 1
+    told = [vars(line) for line in caplog.records if "could not be produced" in line.message]
+    assert told, "it is logged"
+    assert {line["request_id"] for line in told} == {"p1"}
+    broken = False
+    await path.settle(4)
+    assert path.codes() == dict.fromkeys(ids(4), "ok")
+    assert path.replies.due == 0
 
 
 @pytest.mark.parametrize(
