@@ -70,12 +70,16 @@ class Admission:
     def admit(self, record: Record, *, now: float, wall_ms: float) -> Pending | Rejection:
         """`now` is monotonic seconds, `wall_ms` Unix milliseconds; the two meet only here (DESIGN rule 7)."""
         limits = self._limits
-        headers = read_request_headers(record.headers)
+        _, _, _, _, value, headers, _, _, problem = record
         pending = self._nameless(record)
-        # First where replies go: whatever else is wrong, its sender reads it there.
-        topic_problem = self._address(pending, headers) if record.headers else None
+        deadline_ms: int | None = None
+        if headers:
+            asked = read_request_headers(headers)
+            # First where replies go: whatever else is wrong, its sender reads it there.
+            topic_problem = self._address(pending, asked)
+            problem = problem or asked.problem or topic_problem
+            deadline_ms = asked.deadline_ms
         try:
-            value = record.value
             if value is not None and len(value) > limits.max_bytes:
                 raise _Refused(
                     ErrorCode.TOO_LARGE,
@@ -85,12 +89,11 @@ class Admission:
             if request.request_id is not None:
                 pending.request_id = request.request_id
             pending.metadata = request.metadata
-            problem = record.problem or headers.problem or topic_problem
             if problem is not None:
                 raise _Refused(ErrorCode.INVALID_REQUEST, problem)
             self._fill(pending, request)
-            if headers.deadline_ms is not None:
-                pending.expires_at = now + (headers.deadline_ms - wall_ms) / 1000
+            if deadline_ms is not None:
+                pending.expires_at = now + (deadline_ms - wall_ms) / 1000
                 if pending.expires_at <= now:
                     raise _Refused(ErrorCode.EXPIRED, "the deadline had passed before the request was read")
         except InvalidRequest as error:
@@ -133,29 +136,29 @@ class Admission:
 
     def _fill(self, pending: Pending, request: Request) -> None:
         limits = self._limits
-        if len(request.prompt) > limits.max_prompt_chars:
+        text, _, max_tokens, temperature, model, parameters, _ = request
+        if len(text) > limits.max_prompt_chars:
             raise _Refused(
                 ErrorCode.TOO_LARGE,
-                f"prompt has {len(request.prompt)} characters; the limit is {limits.max_prompt_chars}",
+                f"prompt has {len(text)} characters; the limit is {limits.max_prompt_chars}",
             )
-        model = request.model if request.model is not None else self._default_model
+        if model is None:
+            model = self._default_model
         spec = self._specs.get(model)
         if spec is None:
             raise _Refused(
                 ErrorCode.MODEL_NOT_FOUND, f"this model is not served here; served: {', '.join(self._specs)}"
             )
         pending.model = model
-        prompt = request.prompt.encode()
+        prompt = text.encode()
         inputs: dict[str, TensorValue] = {"prompt": prompt}
         pending.size = len(prompt) + 16  # the two numbers, and the length in front of the prompt
         # Defaults are filled in here, so that requests with and without the field can share a batch.
-        _set(inputs, spec, "max_tokens", request.max_tokens, limits.default_max_tokens)
-        _set(inputs, spec, "temperature", request.temperature, limits.default_temperature)
-        if request.parameters:
-            pending.size += self._add_parameters(inputs, spec, request.parameters)
-            pending.signature = tuple(
-                sorted(n for n, value in request.parameters.items() if value is not None)
-            )
+        _set(inputs, spec, "max_tokens", max_tokens, limits.default_max_tokens)
+        _set(inputs, spec, "temperature", temperature, limits.default_temperature)
+        if parameters:
+            pending.size += self._add_parameters(inputs, spec, parameters)
+            pending.signature = tuple(sorted(n for n, value in parameters.items() if value is not None))
         pending.inputs = inputs
 
     def _add_parameters(

@@ -88,12 +88,14 @@ def decode_request(value: bytes | None, *, ignore_unknown: bool = False) -> Requ
     # What is taken out is known; what stays is not.
     take = body.pop
     request_id = take("request_id", None)
-    metadata = take("metadata", None)
     prompt = take("prompt", None)
     max_tokens = take("max_tokens", None)
-    temperature = take("temperature", None)
-    model = take("model", None)
-    parameters = take("parameters", None)
+    temperature = model = parameters = metadata = None
+    if body:  # most say no more
+        temperature = take("temperature", None)
+        model = take("model", None)
+        parameters = take("parameters", None)
+        metadata = take("metadata", None)
 
     problem = None
     if body and not ignore_unknown:
