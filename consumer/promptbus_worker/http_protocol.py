@@ -8,14 +8,18 @@ A request goes out at most once. Before it does, a connection that is known to b
 from the first byte on, every failure is BrokenConnection: the server may have read the request and run it. A
 connection that did not end its answer in order (failed, cancelled, timed out) is closed, never used again.
 
-A call has one time-out for all of it. It is a timer on the answer, since nearly every call finds a connection at once;
-asyncio.timeout, which may interrupt anything, costs five times as much. TCP_NODELAY is set by both event loops, asyncio's
+A call has one time-out for all of it. While an answer is waited for, a pool's one timer watches it: nearly every call
+finds a connection at once and is answered long before its deadline, so most calls set no timer at all. asyncio.timeout,
+which may interrupt anything, costs more than all the rest of a call. TCP_NODELAY is set by both event loops, asyncio's
 and uvloop's.
 """
 
 import asyncio
 import re
+from collections import deque
 from collections.abc import Mapping
+from math import inf
+from time import monotonic
 from typing import NamedTuple, cast
 
 MAX_HEAD = 32 * 1024
@@ -25,6 +29,8 @@ MAX_ANSWER = 64 * 1024 * 1024
 IDLE_S = 15.0
 """A connection that was idle for longer is not used again: servers and load balancers close such ones, and a request
 that meets the close on its way is lost."""
+_EARLY_S = 0.001
+"""A loop's timer can fire so much early: uvloop counts whole milliseconds."""
 
 _HEAD = re.compile(
     rb"HTTP/1\.([01]) ([1-5]\d\d)(?: [^\r\n\0]*)?((?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*)*)"
@@ -53,30 +59,38 @@ class Answer(NamedTuple):
 class Reading:
     """One answer as its bytes arrive. Whatever they are, they are an Answer, not enough, or BrokenConnection."""
 
+    keep_alive = False
+    _received: bytes | bytearray = b""  # mostly an answer comes in one piece, which is not copied
+    _at = 0  # everything before it is dealt with
+    _searched = 0
+    _status = 0  # 0 until the head is complete
+    _length: int | None = None
+    _chunks: bytearray | None = None
+
     def __init__(self, limit: int = MAX_ANSWER) -> None:
-        self.keep_alive = False
         self._limit = limit
-        self._received = bytearray()
-        self._at = 0  # everything before it is dealt with
-        self._searched = 0
-        self._status = 0  # 0 until the head is complete
         self._headers: dict[bytes, bytes] = {}
-        self._length: int | None = None
-        self._chunks: bytearray | None = None
 
     def feed(self, data: bytes) -> Answer | None:
         """The answer if these bytes complete it."""
-        self._received += data
-        if len(self._received) > self._limit:
+        received = self._received
+        if not received:
+            received = data
+        else:
+            if not isinstance(received, bytearray):
+                received = bytearray(received)
+            received += data
+        self._received = received
+        if len(received) > self._limit:
             raise BrokenConnection(f"the answer is longer than {self._limit} bytes")
-        if not self._status and not self._read_head():
+        if not self._status and not self._read_head(received):
             return None
         if self._chunks is not None:
             return self._answer(self._chunks) if self._read_chunks() else None
-        if self._length is None or len(self._received) < self._at + self._length:
+        if self._length is None or len(received) < self._at + self._length:
             return None
         begin, self._at = self._at, self._at + self._length
-        return self._answer(self._received[begin : self._at])
+        return self._answer(received[begin : self._at])
 
     def end(self) -> Answer:
         """The server closed: the answer if that is how its end is marked."""
@@ -88,14 +102,15 @@ class Reading:
         begin, self._at = self._at, len(self._received)
         return self._answer(self._received[begin:])
 
-    def _answer(self, body: bytearray) -> Answer:
+    def _answer(self, body: bytes | bytearray) -> Answer:
         if self._at != len(self._received):  # the next answer would be somebody else's
             self.keep_alive = False
-        return Answer(self._status, self._headers, bytes(body))
+        # What a NamedTuple's own __new__ does, without its being called.
+        return tuple.__new__(Answer, (self._status, self._headers, bytes(body)))
 
-    def _read_head(self) -> bool:
+    def _read_head(self, received: bytes | bytearray) -> bool:
         while True:
-            received, at = self._received, self._at
+            at = self._at
             if not _BEGINNING.startswith(received[at : at + len(_BEGINNING)]):
                 raise BrokenConnection(f"the answer is not HTTP: {bytes(received[at : at + 40])!r}")
             end = received.find(b"\r\n\r\n", max(at, self._searched - 3))
@@ -108,10 +123,11 @@ class Reading:
             if head is None:
                 raise BrokenConnection(f"the answer's head is not HTTP: {bytes(received[at : at + 80])!r}")
             self._at = end + 4
-            if head[2][0] != ord("1"):
-                self._understand(head[1] == b"1", int(head[2]), bytes(head[3]))
+            version, status, lines = head.groups()
+            if status[0] != ord("1"):
+                self._understand(version == b"1", int(status), bytes(lines))
                 return True
-            if head[2] == b"101":
+            if status == b"101":
                 raise BrokenConnection("the server wants to switch protocols")
 
     def _understand(self, persistent: bool, status: int, lines: bytes) -> None:
@@ -133,9 +149,10 @@ class Reading:
             self._length = int(length)
             if self._length > self._limit:
                 raise BrokenConnection(f"the answer is longer than {self._limit} bytes")
-        bounded = self._length is not None or self._chunks is not None
-        wishes = headers.get(b"connection", b"keep-alive" if persistent else b"close").lower()
-        self.keep_alive = bounded and b"close" not in wishes and (persistent or b"keep-alive" in wishes)
+        if b"connection" in headers:
+            wishes = headers[b"connection"].lower()
+            persistent = b"close" not in wishes and (persistent or b"keep-alive" in wishes)
+        self.keep_alive = persistent and (self._length is not None or self._chunks is not None)
         self._status = status
 
     def _read_chunks(self) -> bool:
@@ -176,6 +193,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, limit: int) -> None:
         self.usable = False
         self.idle_since = 0.0
+        self.deadline = inf
+        """When the exchange under way is late, by time.monotonic()."""
         self._loop = asyncio.get_running_loop()
         self.gone: asyncio.Future[None] = self._loop.create_future()
         self._limit = limit
@@ -183,30 +202,32 @@ class Connection(asyncio.Protocol):
         self._answer: asyncio.Future[Answer] | None = None
         self._reading = Reading(limit)
 
-    async def exchange(self, request: bytes, timeout_s: float | None) -> Answer:
-        """Send a whole request and read its answer. Only while `usable`. Raises BrokenConnection, TimeoutError."""
+    def begin(self, request: bytes, deadline: float) -> asyncio.Future[Answer]:
+        """Send a whole request; the future of its answer, of BrokenConnection or, through `late`, of TimeoutError.
+
+        Only while `usable`. Next is `finish` once there is an answer, and `abort` if none is waited for any more.
+        """
         assert self._transport is not None
         assert self._answer is None
         self._reading = Reading(self._limit)
         self._answer = self._loop.create_future()
+        self.deadline = deadline
         self._transport.write(request)
-        timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._late)
-        try:
-            answer = await self._answer
-        except BaseException:  # broken, cancelled or out of time: the answer can still come, and is nobody's
-            self.abort()
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
+        return self._answer
+
+    def finish(self) -> None:
+        """The answer was taken: the connection is idle, or closed if it cannot be used again."""
+        assert self._transport is not None
         self._answer = None
-        self.idle_since = self._loop.time()
+        self.deadline = inf
+        self.idle_since = monotonic()
         # An answer before the whole request was sent leaves a rest that the next request would follow.
         if not self._reading.keep_alive or self._transport.get_write_buffer_size():
             self.abort()
-        return answer
 
-    def _late(self) -> None:
+    def late(self) -> None:
+        """The deadline has passed."""
+        self.deadline = inf
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(TimeoutError())
 
@@ -221,17 +242,18 @@ class Connection(asyncio.Protocol):
         self.usable = True
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is None or self._answer.done():  # nobody asked: do not trust it with a request
+        waiting = self._answer
+        if waiting is None or waiting.done():  # nobody asked: do not trust it with a request
             self.abort()
             return
         try:
             answer = self._reading.feed(data)
         except BrokenConnection as error:
-            self._answer.set_exception(error)
+            waiting.set_exception(error)
             self.abort()
             return
         if answer is not None:
-            self._answer.set_result(answer)
+            waiting.set_result(answer)
 
     def eof_received(self) -> None:
         self.usable = False
@@ -259,9 +281,12 @@ class Pool:
     def __init__(self, host: str, port: int, *, size: int, max_answer: int = MAX_ANSWER) -> None:
         self._host, self._port = host, port
         self._max_answer = max_answer
-        self._room = asyncio.Semaphore(size)
+        self._free = size  # places for calls; above 0 only while nobody waits
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self._idle: list[Connection] = []
         self.connections: set[Connection] = set()  # all that are open
+        self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = inf  # no deadline of an exchange is before it
         self._closed = False
 
     async def send(self, request: bytes, timeout_s: float | None = None) -> Answer:
@@ -271,35 +296,82 @@ class Pool:
 
         Raises NotConnected: nothing was sent. BrokenConnection, TimeoutError: it may have run.
         """
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        connection = None if self._room.locked() else self._take(began)
+        now = monotonic()
+        deadline = inf if timeout_s is None else now + timeout_s
+        connection = self._take(now) if self._free else None
         if connection is not None:
-            await self._room.acquire()  # at once, for there is room
+            self._free -= 1
         else:
             async with asyncio.timeout(timeout_s):
                 connection = await self._wait_for_connection()
-            if timeout_s is not None:
-                timeout_s = max(0.0, began + timeout_s - loop.time())
+        if deadline < self._wakes_at:
+            self._wake_at(deadline)
         try:
-            return await connection.exchange(request, timeout_s)
+            answer = await connection.begin(request, deadline)
+            connection.finish()
+            return answer
+        except BaseException:  # broken, cancelled or out of time: the answer can still come, and is nobody's
+            connection.abort()
+            raise
         finally:
-            self._room.release()
-            self._close_surplus(connection.idle_since)
+            self._release()
             if connection.usable:
+                self._close_surplus(connection.idle_since)
                 self._idle.append(connection)
 
     async def _wait_for_connection(self) -> Connection:
-        await self._room.acquire()
+        await self._acquire()
         try:
-            return self._take(asyncio.get_running_loop().time()) or await self._connect()
+            return self._take(monotonic()) or await self._connect()
         except BaseException:
-            self._room.release()
+            self._release()
             raise
+
+    async def _acquire(self) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except BaseException:
+            if place.done() and not place.cancelled():  # it came in the same moment
+                self._release()
+            place.cancel()
+            raise
+
+    def _release(self) -> None:
+        """A place goes to who waits longest, past everybody who comes now."""
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():  # else it was given up
+                place.set_result(None)
+                return
+        self._free += 1
+
+    def _wake_at(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wakes_at = deadline
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, deadline - monotonic()), self._wake)
+
+    def _wake(self) -> None:
+        """End the exchanges that are late, and wait for the next deadline. Nobody took back those of calls that ended."""
+        self._timer, self._wakes_at = None, inf
+        now = monotonic() + _EARLY_S
+        for connection in self.connections:
+            if connection.deadline <= now:
+                connection.late()
+        deadline = min((connection.deadline for connection in self.connections), default=inf)
+        if deadline < inf:
+            self._wake_at(deadline)
 
     async def close(self) -> None:
         """Break every connection, and with it the calls under way; returns when all are gone."""
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         for connection in list(self.connections):
             connection.abort()
         await asyncio.gather(*(connection.gone for connection in list(self.connections)))

@@ -360,6 +360,83 @@ async def test_a_call_that_is_given_up_closes_its_connection(begun: bytes) -> No
         assert (await pool.send(REQUEST)).body == b"hello"
 
 
+async def test_every_call_has_its_own_time_out_whatever_others_have() -> None:
+    server = Server()
+    answer = asyncio.Event()
+
+    async def late(writer: asyncio.StreamWriter) -> None:
+        await answer.wait()
+        writer.write(OK)
+
+    server.behave = late
+    loop = asyncio.get_running_loop()
+    ended: list[float] = []
+
+    async def give_up(timeout_s: float) -> None:
+        began = loop.time()
+        with pytest.raises(TimeoutError):
+            await pool.send(REQUEST, timeout_s)
+        assert -0.005 < loop.time() - began - timeout_s < 1.0
+        ended.append(timeout_s)
+
+    async with pool_for(server) as pool:
+        patient = asyncio.create_task(pool.send(REQUEST, DEADLINE_S))
+        await until(lambda: server.requests == 1)
+        await asyncio.gather(give_up(0.2), give_up(0.01), give_up(0.1))
+        assert ended == [0.01, 0.1, 0.2]
+        answer.set()
+        assert (await patient).body == b"hello"
+
+
+async def test_a_call_that_was_answered_leaves_no_time_out_to_the_next() -> None:
+    server = Server()
+    async with pool_for(server, size=1) as pool:
+        await pool.send(REQUEST, 0.05)
+
+        async def late(writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(0.1)
+            writer.write(OK)
+
+        server.behave = late
+        assert (await pool.send(REQUEST, DEADLINE_S)).body == b"hello"
+        assert (await pool.send(REQUEST)).body == b"hello"
+        with pytest.raises(TimeoutError):
+            await pool.send(REQUEST, 0.02)
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("given_a_place", [False, True])
+async def test_a_call_that_is_given_up_while_it_waits_leaves_its_place_to_the_next(
+    given_a_place: bool,
+) -> None:
+    server = Server()
+    answer = asyncio.Event()
+
+    async def late(writer: asyncio.StreamWriter) -> None:
+        await answer.wait()
+        writer.write(OK)
+
+    server.behave = late
+    async with pool_for(server, size=1) as pool, asyncio.timeout(DEADLINE_S):
+
+        async def first() -> None:
+            await pool.send(REQUEST)
+            if given_a_place:  # in this very step of the loop
+                second.cancel()
+
+        running = asyncio.create_task(first())
+        second, third = (asyncio.create_task(pool.send(REQUEST)) for _ in range(2))
+        await until(lambda: server.requests == 1)
+        if not given_a_place:
+            second.cancel()
+        answer.set()
+        await running
+        assert (await third).body == b"hello"
+        assert second.cancelled()
+        await asyncio.gather(*(pool.send(REQUEST) for _ in range(3)))
+        assert (server.connections, server.requests) == (1, 5)
+
+
 async def test_an_early_answer_to_a_long_request_costs_the_connection() -> None:
     early = asyncio.Event()
 
