@@ -30,41 +30,39 @@ def rows_of(
     if texts is None or totals is None:
         missing = RESPONSE if texts is None else TOTAL_TOKENS
         raise UnreadableOutput(f"output {missing} is missing; the answer says {str(envelope)[:300]}")
-    return [
-        text if isinstance(text, BadRow) else Row(text, total, prompt, completion, reason)
-        for text, total, prompt, completion, reason in zip(
-            [_text(text) for text in texts],
-            _counts(totals, size),
-            _counts(columns.get(PROMPT_TOKENS), size),
-            _counts(columns.get(COMPLETION_TOKENS), size),
-            _reasons(columns.get(FINISH_REASON), size),
-            strict=True,
+    absent = (None,) * size
+    rows: list[Row | BadRow] = []
+    for text, total, prompt, completion, reason in zip(
+        texts,
+        totals,
+        columns.get(PROMPT_TOKENS) or absent,
+        columns.get(COMPLETION_TOKENS) or absent,
+        columns.get(FINISH_REASON) or absent,
+        strict=True,
+    ):
+        if isinstance(text, bytes):
+            try:
+                text = text.decode()
+            except UnicodeDecodeError as error:
+                rows.append(BadRow(f"output {RESPONSE} is not UTF-8: {error.reason} at byte {error.start}"))
+                continue
+        elif not isinstance(text, str):  # str: a server that answers in JSON although binary was asked for
+            raise UnreadableOutput(f"output {RESPONSE} is no text")
+        # Row(...) is a function in Python and would cost more than all of its values.
+        row = tuple.__new__(
+            Row,
+            (
+                text,
+                total if isinstance(total, int) and total >= 0 else None,
+                prompt if isinstance(prompt, int) and prompt >= 0 else None,
+                completion if isinstance(completion, int) and completion >= 0 else None,
+                _reason(reason) if reason else None,
+            ),
         )
-    ]
+        rows.append(row)
+    return rows
 
 
-def _text(value: object) -> str | BadRow:
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            return BadRow(f"output {RESPONSE} is not UTF-8: {error.reason} at byte {error.start}")
-    if isinstance(value, str):  # a server that answers in JSON although binary was asked for
-        return value
-    raise UnreadableOutput(f"output {RESPONSE} is no text")
-
-
-def _counts(column: Sequence[object] | None, size: int) -> Sequence[int | None]:
-    if column is None:
-        return [None] * size
-    return [value if isinstance(value, int) and value >= 0 else None for value in column]
-
-
-def _reasons(column: Sequence[object] | None, size: int) -> Sequence[str | None]:
-    if column is None:
-        return [None] * size
+def _reason(value: object) -> str:
     # A reason that cannot be read costs the reason, not the answer.
-    return [
-        (value.decode(errors="replace") if isinstance(value, bytes) else str(value)) if value else None
-        for value in column
-    ]
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -9,6 +9,7 @@ tritonclient (tritonclient_calls.py, tensors.py) is the reference: both pass the
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, NotRequired, TypedDict
 from urllib.parse import quote
 
@@ -19,6 +20,9 @@ from promptbus_worker.http_protocol import Answer, BrokenConnection, NotConnecte
 from promptbus_worker.model import CALL_TRACEPARENT, BadRow, Inputs, ModelSpec, Row
 from promptbus_worker.model_metadata import ModelConfig, ModelMetadata, Statistics
 from promptbus_worker.outcomes import CallError, CallFailure, failure_of_status
+
+_Templates = dict[tuple[int | str, ...], "_Template"]
+"""By the batch's size, followed by its inputs' names."""
 
 _FORMATS: Mapping[str, str] = {
     "BOOL": "?",
@@ -35,6 +39,7 @@ _FORMATS: Mapping[str, str] = {
     "FP64": "d",
 }
 _LENGTH = struct.Struct("<I")
+_pack_length, _unpack_length = _LENGTH.pack, _LENGTH.unpack_from
 _SIZE_DIGITS = 10
 """Sizes are padded with spaces, which JSON allows: so the header's own length never changes."""
 _TEMPLATES = 256
@@ -93,7 +98,7 @@ class BinaryCalls:
         lines = [b"Host: " + (host.encode() if host.isascii() else host.encode("idna"))]
         lines += [f"{name}: {value}".encode() for name, value in headers.items()]
         self._headers = b"\r\n".join(lines)
-        self._templates: dict[str, tuple[ModelSpec, dict[tuple[int, *tuple[str, ...]], _Template]]] = {}
+        self._templates: dict[str, tuple[ModelSpec, _Templates]] = {}
 
     async def describe(self, model: str, version: str) -> tuple[ModelMetadata, ModelConfig]:
         """What Triton says about a model; `version` "" is its choice. Raises CallError."""
@@ -119,33 +124,27 @@ class BinaryCalls:
             raise CallError(
                 CallFailure.BAD_REQUEST, f"the batch does not fit the model's inputs: {_text(error)}"
             ) from error
-        return read_answer(await self._send(request, timeout_s), len(batch))
+        try:
+            answer = await self._pool.send(request, timeout_s)
+        except (NotConnected, BrokenConnection) as error:
+            raise _unanswered(error) from error
+        if answer.status != 200:
+            raise _refused(answer)
+        return read_answer(answer, len(batch))
 
     async def _get(self, path: str) -> Any:
-        answer = await self._send(b"GET %s HTTP/1.1\r\n%s\r\n\r\n" % (path.encode(), self._headers))
+        request = b"GET %s HTTP/1.1\r\n%s\r\n\r\n" % (path.encode(), self._headers)
+        try:
+            answer = await self._pool.send(request)
+        except (NotConnected, BrokenConnection) as error:
+            raise _unanswered(error) from error
+        if answer.status != 200:
+            raise _refused(answer)
         _check_encoding(answer)
         try:
             return orjson.loads(answer.body)
         except orjson.JSONDecodeError as error:
             raise _no_json(error) from error
-
-    async def _send(self, request: bytes, timeout_s: float | None = None) -> Answer:
-        """The answer, if it is a 200."""
-        try:
-            answer = await self._pool.send(request, timeout_s)
-        except NotConnected as error:
-            raise CallError(CallFailure.REFUSED, _text(error)) from error
-        except BrokenConnection as error:
-            raise CallError(CallFailure.CONNECTION, _text(error)) from error
-        if answer.status == 200:
-            return answer
-        text = _error_text(answer)
-        raise CallError(
-            failure_of_status(answer.status, text),
-            text,
-            status=answer.status,
-            retry_after_s=_retry_after_s(answer),
-        )
 
     def request(self, spec: ModelSpec, batch: Sequence[Inputs]) -> bytes:
         """The whole HTTP request. Each tensor has the shape [n, 1].
@@ -153,37 +152,40 @@ class BinaryCalls:
         Raises KeyError for an input that the model does not have, or that not all requests of the batch have;
         ValueError, TypeError, OverflowError or struct.error for a value that its datatype does not take.
         """
-        template = self._template(spec, len(batch), tuple(batch[0]))
-        parts, sizes = [b""], []
+        size, first = len(batch), batch[0]
+        known = self._templates.get(spec.name)
+        template = known[1].get((size, *first)) if known is not None and known[0] is spec else None
+        if template is None:
+            template = self._learn_template(spec, size, tuple(first))
+        parts, sizes, total = [b""], [], template.fixed_size
         for name, pack in template.inputs:
             if pack is not None:
-                parts.append(pack(*[inputs[name] for inputs in batch]))
+                parts.append(pack(first[name]) if size == 1 else pack(*[inputs[name] for inputs in batch]))
                 continue
-            size = _LENGTH.size * len(batch)
+            tensor_size = _LENGTH.size * size
             for inputs in batch:
                 value = inputs[name]
                 if not isinstance(value, bytes):
                     raise TypeError(f"input {name} takes bytes")
-                size += len(value)
-                parts.append(_LENGTH.pack(len(value)))
-                parts.append(value)
-            sizes.append(size)
-        head = template.head % (template.fixed_size + sum(sizes), *sizes)
+                length = len(value)
+                tensor_size += length
+                parts += (_pack_length(length), value)
+            sizes.append(tensor_size)
+            total += tensor_size
+        head = template.head % (total, *sizes)
         traceparent = CALL_TRACEPARENT.get()
         if traceparent is not None:
             head = head.replace(b"\r\n", b"\r\ntraceparent: %b\r\n" % traceparent, 1)
         parts[0] = head
         return b"".join(parts)
 
-    def _template(self, spec: ModelSpec, size: int, names: tuple[str, ...]) -> _Template:
+    def _learn_template(self, spec: ModelSpec, size: int, names: tuple[str, ...]) -> _Template:
         known = self._templates.get(spec.name)
         if known is None or known[0] is not spec:
             known = self._templates[spec.name] = (spec, {})
-        template = known[1].get((size, *names))
-        if template is None:
-            if len(known[1]) >= _TEMPLATES:
-                known[1].clear()
-            template = known[1][(size, *names)] = self._new_template(spec, size, names)
+        if len(known[1]) >= _TEMPLATES:
+            known[1].clear()
+        template = known[1][(size, *names)] = self._new_template(spec, size, names)
         return template
 
     def _new_template(self, spec: ModelSpec, size: int, names: tuple[str, ...]) -> _Template:
@@ -197,10 +199,10 @@ class BinaryCalls:
                 inputs.append((name, None))
                 binary_size = b"%%%dd" % _SIZE_DIGITS
             else:
-                packer = struct.Struct(f"<{size}{_FORMATS[datatype]}")
-                inputs.append((name, packer.pack))
-                fixed_size += packer.size
-                binary_size = b"%d" % packer.size
+                numbers = _numbers(size, datatype)
+                inputs.append((name, numbers.pack))
+                fixed_size += numbers.size
+                binary_size = b"%d" % numbers.size
             tensors.append(tensor + b',"parameters":{"binary_data_size":' + binary_size + b"}}")
         outputs = [{"name": n, "parameters": {"binary_data": True}} for n in OUTPUTS if n in spec.outputs]
         header = b'{"inputs":[%s],"outputs":%s}' % (b",".join(tensors), orjson.dumps(outputs))
@@ -219,16 +221,23 @@ class BinaryCalls:
         return quote(self._path, safe="/%:@!$&'()*+,;=~") + quote(model, safe="") + chosen
 
 
+@lru_cache(_TEMPLATES)
+def _numbers(size: int, datatype: str) -> struct.Struct:
+    return struct.Struct(f"<{size}{_FORMATS[datatype]}")
+
+
 def read_answer(answer: Answer, size: int) -> tuple[str, list[Row | BadRow]]:
     """The body of a 200 as one row per request. Raises CallError: BAD_OUTPUT, or CONNECTION if it is no JSON."""
     try:
-        _check_encoding(answer)
-        length = answer.headers.get(b"inference-header-content-length")
-        header_size = len(answer.body) if length is None else int(length)
-        if not 0 <= header_size <= len(answer.body):
-            raise UnreadableOutput(f"a header of {header_size} bytes in an answer of {len(answer.body)}")
-        envelope: _Envelope = _json(answer.body[:header_size])
-        columns = _columns(envelope, answer.body, header_size, size)
+        _, headers, body = answer
+        if b"content-encoding" in headers:
+            _check_encoding(answer)
+        length = headers.get(b"inference-header-content-length")
+        header_size = len(body) if length is None else int(length)
+        if not 0 <= header_size <= len(body):
+            raise UnreadableOutput(f"a header of {header_size} bytes in an answer of {len(body)}")
+        envelope = _json(body[:header_size])
+        columns = _columns(envelope, body, header_size, size)
         return str(envelope.get("model_version", "")), rows_of(columns, size, envelope)
     except CallError:
         raise
@@ -257,9 +266,10 @@ def _check_encoding(answer: Answer) -> None:
 def _columns(envelope: _Envelope, body: bytes, at: int, size: int) -> dict[str, Sequence[object]]:
     """The values of the outputs that we read. `at`: where the binary data begins, in the order of the outputs."""
     columns: dict[str, Sequence[object]] = {}
+    expected = [size, 1]
     for output in envelope.get("outputs") or ():
         begin, name = at, output["name"]
-        raw_size = output.get("parameters", {}).get("binary_data_size")
+        raw_size = output["parameters"].get("binary_data_size") if "parameters" in output else None
         if raw_size is not None:
             at += raw_size
             if raw_size < 0 or at > len(body):
@@ -267,14 +277,14 @@ def _columns(envelope: _Envelope, body: bytes, at: int, size: int) -> dict[str, 
         if name not in OUTPUTS:
             continue
         shape = output["shape"]
-        if shape != [size, 1] and (shape[:1] != [size] or any(extent != 1 for extent in shape[1:])):
+        if shape != expected and (shape[:1] != [size] or any(extent != 1 for extent in shape[1:])):
             raise UnreadableOutput(f"output {name} has shape {shape} for {size} requests")
         if raw_size is None:
             columns[name] = _flat(output.get("data", []), size)
         elif output["datatype"] == "BYTES":
             columns[name] = _strings(name, body, begin, at, size)
         else:
-            numbers = struct.Struct(f"<{size}{_FORMATS[output['datatype']]}")
+            numbers = _numbers(size, output["datatype"])
             if numbers.size != raw_size:
                 raise UnreadableOutput(f"output {name} has {raw_size} bytes for {size} requests")
             columns[name] = numbers.unpack_from(body, begin)
@@ -284,11 +294,10 @@ def _columns(envelope: _Envelope, body: bytes, at: int, size: int) -> dict[str, 
 def _strings(name: str, body: bytes, at: int, end: int, size: int) -> list[bytes]:
     values = []
     for _ in range(size):
-        begin = at + _LENGTH.size
+        begin = at + 4
         if begin > end:
             raise UnreadableOutput(f"output {name} has fewer than {size} values")
-        (length,) = _LENGTH.unpack_from(body, at)
-        at = begin + length
+        at = begin + _unpack_length(body, at)[0]
         values.append(body[begin:at])
     if at != end:
         raise UnreadableOutput(f"output {name}'s lengths do not fit its bytes")
@@ -301,6 +310,21 @@ def _flat(data: Sequence[object], size: int) -> list[object]:
     if len(values) != size:
         raise UnreadableOutput(f"an output has {len(values)} values for {size} requests")
     return values
+
+
+def _unanswered(error: NotConnected | BrokenConnection) -> CallError:
+    failure = CallFailure.REFUSED if isinstance(error, NotConnected) else CallFailure.CONNECTION
+    return CallError(failure, _text(error))
+
+
+def _refused(answer: Answer) -> CallError:
+    text = _error_text(answer)
+    return CallError(
+        failure_of_status(answer.status, text),
+        text,
+        status=answer.status,
+        retry_after_s=_retry_after_s(answer),
+    )
 
 
 def _error_text(answer: Answer) -> str:
