@@ -35,6 +35,11 @@ _EARLY_S = 0.001
 _HEAD = re.compile(
     rb"HTTP/1\.([01]) ([1-5]\d\d)(?: [^\r\n\0]*)?((?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*)*)"
 )
+_TRITONS = re.compile(
+    rb"HTTP/1\.1 200 OK\r\nContent-Type: application/octet-stream\r\n"
+    rb"Inference-Header-Content-Length: (\d{1,15})\r\nContent-Length: (\d{1,15})\r\n\r\n"
+)
+"""The head that Triton writes before tensors, to the letter. It is one of _HEAD, which any other has to be as well."""
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?")
 _LENGTH = re.compile(rb"\d{1,15}")
 _BEGINNING = b"HTTP/1."
@@ -75,6 +80,16 @@ class Reading:
         """The answer if these bytes complete it."""
         received = self._received
         if not received:
+            # Two thirds cheaper than the long way, which comes to the same.
+            tritons = _TRITONS.match(data)
+            if tritons is not None and len(data) == tritons.end() + int(tritons[2]) <= self._limit:
+                self.keep_alive = True
+                headers = {
+                    b"content-type": b"application/octet-stream",
+                    b"inference-header-content-length": tritons[1],
+                    b"content-length": tritons[2],
+                }
+                return tuple.__new__(Answer, (200, headers, data[tritons.end() :]))
             received = data
         else:
             if not isinstance(received, bytearray):
@@ -315,8 +330,8 @@ class Pool:
             raise
         finally:
             self._release()
+            self._close_surplus(connection.idle_since)
             if connection.usable:
-                self._close_surplus(connection.idle_since)
                 self._idle.append(connection)
 
     async def _wait_for_connection(self) -> Connection:
@@ -357,7 +372,7 @@ class Pool:
         self._timer = asyncio.get_running_loop().call_later(max(0.0, deadline - monotonic()), self._wake)
 
     def _wake(self) -> None:
-        """End the exchanges that are late, and wait for the next deadline. Nobody took back those of calls that ended."""
+        """End the exchanges that are late, mostly none: a call that ends leaves the timer. Then wait for the next."""
         self._timer, self._wakes_at = None, inf
         now = monotonic() + _EARLY_S
         for connection in self.connections:

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -109,6 +109,39 @@ def test_whatever_the_bytes_they_are_an_answer_or_not_enough_or_broken() -> None
                 reading.end()
         except BrokenConnection:
             pass
+
+
+def outcome(pieces: Sequence[bytes], limit: int) -> tuple[Answer | None, bool] | type[BrokenConnection]:
+    """The answer, and whether the connection can be kept."""
+    reading, answer = Reading(limit), None
+    try:
+        for piece in pieces:
+            answer = reading.feed(piece)
+    except BrokenConnection:
+        return BrokenConnection
+    return answer, reading.keep_alive
+
+
+def test_tritons_own_head_is_read_as_any_other() -> None:
+    head = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n"
+        b"Inference-Header-Content-Length: 2\r\nContent-Length: 5\r\n\r\n"
+    )
+    whole = head + b"{}abc"
+    headers = {
+        b"content-type": b"application/octet-stream",
+        b"inference-header-content-length": b"2",
+        b"content-length": b"5",
+    }
+    assert outcome([whole], 1000) == (Answer(200, headers, b"{}abc"), True)
+    chance = random.Random(5)
+    seeds = [whole, whole + b"d", whole[:-1], head.replace(b"5", b"000000000000005") + b"{}abc"]
+    for _ in range(5000):
+        data = bytearray(chance.choice(seeds))
+        for _ in range(chance.randrange(3)):
+            data[chance.randrange(len(data))] = chance.choice(b"0123456789\r\n: a\xff")
+        limit = chance.choice([len(data) - 1, len(data), 1000])
+        assert outcome([bytes(data)], limit) == outcome([bytes(data[:1]), bytes(data[1:])], limit)
 
 
 @pytest.mark.parametrize(
