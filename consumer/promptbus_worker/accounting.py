@@ -36,8 +36,9 @@ def count_settled(metrics: Metrics, settled: Sequence[Pending], *, now: float, w
             [(wall_ms - stamp) / 1000 if stamp < wall_ms else 0.0 for stamp in stamps if stamp >= 0]
         )
         usages = [request.usage for request in requests if request.usage is not None]
-        for kind, index in (("prompt", 0), ("completion", 1), ("total", 2)):
-            counts = [usage[index] or 0 for usage in usages if usage[index] is not None]
+        # By kind, and None where the model does not say.
+        for kind, column in zip(("prompt", "completion", "total"), zip(*usages, strict=True), strict=False):
+            counts = [count for count in column if count is not None]
             if counts:
                 metrics.tokens_total[model, kind].inc(sum(counts))
                 metrics.request_tokens[model, kind].observe_many(counts)

@@ -26,7 +26,7 @@ from promptbus_worker.kafka_outcomes import (
     needs_operator,
     stop_sentence,
 )
-from promptbus_worker.record import Pending, about
+from promptbus_worker.record import about
 from promptbus_worker.replies import Replies, ReplyParts
 from promptbus_worker.reply_records import Outgoing
 
@@ -88,7 +88,7 @@ class AcknowledgedReplies(Replies):
         self._collected: list[Outgoing] = []
         self._collecting: asyncio.Handle | None = None  # ends it
         self._unsent: deque[Outgoing] = deque()
-        self._settled: list[Pending] = []
+        self._delivered: list[Outgoing] = []
         self._tick: asyncio.TimerHandle | None = None
         self._failed_for_good = False
 
@@ -146,7 +146,7 @@ class AcknowledgedReplies(Replies):
         _, topic, key, value, headers, _, _ = outgoing
         try:
             self._producer.produce(
-                topic, value, key, headers=headers, on_delivery=partial(self._delivered, outgoing)
+                topic, value, key, headers=headers, on_delivery=partial(self._reported, outgoing)
             )
         except BufferError:
             self._unsent.appendleft(outgoing)
@@ -170,9 +170,8 @@ class AcknowledgedReplies(Replies):
             self._producer.poll(0)
             if self._unsent and not self._must_wait():
                 self._produce_unsent()
-            if self._settled:
-                settled, self._settled = self._settled, []
-                self._settle(settled)
+            if self._delivered:
+                self._settle_delivered()
         except KafkaException as error:
             self.client_error(error.args[0])
         except Exception:
@@ -205,16 +204,24 @@ class AcknowledgedReplies(Replies):
 
     # -- delivery reports
 
-    def _delivered(self, outgoing: Outgoing, error: DeliveryError | None, _: object) -> None:
-        if error is not None:
+    def _reported(self, outgoing: Outgoing, error: DeliveryError | None, _: object) -> None:
+        if error is None:
+            self._delivered.append(outgoing)
+        else:
             self._failed(outgoing, error)
-            return
-        self._due -= 1
-        request = outgoing.pending
-        request.unacknowledged -= 1
-        if request.unacknowledged == 0:
-            self.unacknowledged.pop(request, None)
-            self._settled.append(request)
+
+    def _settle_delivered(self) -> None:
+        delivered, self._delivered = self._delivered, []
+        self._due -= len(delivered)
+        settled = []
+        for outgoing in delivered:
+            request = outgoing[0]
+            request.unacknowledged -= 1
+            if not request.unacknowledged:
+                self.unacknowledged.pop(request, None)
+                settled.append(request)
+        if settled:
+            self._settle(settled)
 
     def _failed(self, outgoing: Outgoing, error: DeliveryError) -> None:
         name = error.name()

@@ -164,7 +164,7 @@ class Dispatcher:
         self._reception.accept(records)
 
     def answered(self, requests: Sequence[Pending], now: float) -> None:
-        """Requests have their outcomes, `request.code`, and their replies are being handed to the producer."""
+        """Requests of one model have the same outcome, `request.code`, and their replies are being handed over."""
         self._gates.answered(requests, now)
         self._reception.answered(requests)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
 
 from promptbus.messages import ErrorCode
 from promptbus_worker.batcher import Batch
@@ -72,17 +72,14 @@ class Gates:
         if batch.is_trial and self._budgets[batch.model].end_trial(now):
             log.warning("the model answers again: going on", extra={"model": batch.model})
 
-    def answered(self, requests: Iterable[Pending], now: float) -> None:
-        """Requests have their outcomes, `request.code`."""
-        answers: dict[str, int] = {}  # nearly all of them, and of one model
+    def answered(self, requests: Sequence[Pending], now: float) -> None:
+        """Requests of one model have their outcome, the same `request.code`."""
+        model = requests[0].model
+        if requests[0].code is None and model is not None:
+            self._budgets[model].note_answers(len(requests))
+            return
         for request in requests:
-            model = request.model
-            if request.code is None and model is not None:
-                answers[model] = answers.get(model, 0) + 1
-            else:
-                self._answered_with_error(request, now)
-        for model, count in answers.items():
-            self._budgets[model].note_answers(count)
+            self._answered_with_error(request, now)
 
     def _answered_with_error(self, request: Pending, now: float) -> None:
         if request.code is ErrorCode.REPLY_TOO_LARGE:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from enum import Enum, auto
+from typing import NamedTuple
 
 from promptbus.messages import ErrorCode, Headers, JsonObject, Usage
 from promptbus_worker.ledger import Ownership, Place
@@ -33,28 +34,18 @@ class Record(NamedTuple):
         return self.ownership.partition, self.offset
 
 
-class Phase(str):
-    """Where a request is. It moves ADMITTED → WAITING ⇄ IN_FLIGHT → ANSWERED, or is DROPPED while it waits.
+class Phase(Enum):
+    """Where a request is. It moves ADMITTED → WAITING ⇄ IN_FLIGHT → ANSWERED, or is DROPPED while it waits."""
 
-    No Enum: Python 3.11 takes 0.2 µs to find a member of one, and each request asks for several.
-    """
-
-    ADMITTED: ClassVar[Phase]
-    WAITING: ClassVar[Phase]
-    IN_FLIGHT: ClassVar[Phase]
-    ANSWERED: ClassVar[Phase]
-    DROPPED: ClassVar[Phase]
-
-
-Phase.ADMITTED = Phase("admitted")
-Phase.WAITING = Phase("waiting")
-Phase.IN_FLIGHT = Phase("in flight")
-Phase.ANSWERED = Phase("answered")
-Phase.DROPPED = Phase("dropped")
+    ADMITTED = auto()
+    WAITING = auto()
+    IN_FLIGHT = auto()
+    ANSWERED = auto()
+    DROPPED = auto()
 
 
 # Until Python 3.12 looking a member up in its class takes 0.2 µs, which the path would do ten times per request.
-WAITING, IN_FLIGHT, ANSWERED = Phase.WAITING, Phase.IN_FLIGHT, Phase.ANSWERED
+ADMITTED, WAITING, IN_FLIGHT, ANSWERED = Phase.ADMITTED, Phase.WAITING, Phase.IN_FLIGHT, Phase.ANSWERED
 
 
 class Pending:
@@ -113,7 +104,7 @@ class Pending:
         self.signature: tuple[str, ...] = ()
         self.size = 0
         self.expires_at: float | None = None
-        self.phase = Phase.ADMITTED
+        self.phase = ADMITTED
         self.crash_suspect = False
         self.attempts = 0
         self.failures_alone = 0

@@ -18,7 +18,7 @@ from promptbus_worker.accounting import count_settled
 from promptbus_worker.deadline import Clock
 from promptbus_worker.model import Row
 from promptbus_worker.outcomes import sentence
-from promptbus_worker.record import Pending, Phase, Record, Rejection, about
+from promptbus_worker.record import ANSWERED, Pending, Record, Rejection, about
 from promptbus_worker.reply_records import SMALLEST_LIMIT, Outgoing, ReplyRecords
 from promptbus_worker.tracing import OFF, Tracing
 
@@ -35,7 +35,7 @@ MOST_REFUSALS = 5
 class ReplyParts:
     """What replies work with, however they get to the broker.
 
-    `on_answered` hears of outcomes and when; `on_settled`, of records whose outcomes are on the broker; `on_stop`,
+    `on_answered` hears of outcomes (of requests of one model, all the same) and when; `on_settled`, of records whose outcomes are on the broker; `on_stop`,
     why the worker cannot go on, and whether a restart may mend it. The clocks give seconds.
     """
 
@@ -151,12 +151,14 @@ class Replies(ABC):
         self._send(outgoing)
 
     def _answered(self, requests: Sequence[Pending], code: ErrorCode | None) -> None:
+        if not requests:
+            return
         now = self._clock()
         for request in requests:
-            request.phase = Phase.ANSWERED
+            request.phase = ANSWERED
             request.code = code
             request.answered_at = now
-            self.unacknowledged[request] = None
+        self.unacknowledged.update(dict.fromkeys(requests))
         self._on_answered(requests, now)
 
     def _timings(self, request: Pending, wall_ms: float) -> Timings:

@@ -68,11 +68,12 @@ class ReplyRecords:
         self, request: Pending, row: Row, usage: Usage, model_version: str, timings: Timings
     ) -> Outgoing | None:
         """The model's answer, or None if it is larger than the reply topic takes."""
+        response, _, _, _, finish_reason = row
         value = encode_answer(
             request_id=request.request_id,
             reply_id=request.reply_id,
-            response=row.response,
-            finish_reason=row.finish_reason,
+            response=response,
+            finish_reason=finish_reason,
             usage=usage,
             model=request.model or "",
             model_version=model_version,
@@ -138,8 +139,8 @@ class ReplyRecords:
     def _fits(self, outgoing: Outgoing) -> bool:
         # Nearly all are far below their limit; to see that needs no exact count.
         _, topic, key, value, headers, is_dead_letter, _ = outgoing
+        limit = self._limits[topic]
         roughly = _SURELY_ENOUGH + len(value or b"") + len(key or b"")
         if len(headers) > _OWN_HEADERS or is_dead_letter:
             roughly += sum(4 * len(name) + len(value or b"") + 12 for name, value in headers)
-        limit = self._limits[topic]
         return roughly <= limit or outgoing.size <= limit
