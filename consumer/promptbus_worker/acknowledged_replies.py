@@ -132,14 +132,14 @@ class AcknowledgedReplies(Replies):
         self._produce(collected)
 
     def _produce(self, records: Sequence[Outgoing]) -> None:
-        unsent = self._unsent
+        unsent, try_to_produce = self._unsent, self._try_to_produce
         for outgoing in records:
-            if not outgoing.pending.record.ownership.live:
+            if not outgoing[0].record.ownership.live:
                 self._drop(outgoing)  # the next owner answers it
             elif unsent:  # behind those, or replies of one key would change their order
                 unsent.append(outgoing)
             else:
-                self._try_to_produce(outgoing)
+                try_to_produce(outgoing)
 
     def _try_to_produce(self, outgoing: Outgoing) -> bool:
         """False: the producer's queue is full, and this record first in the line of the unsent."""

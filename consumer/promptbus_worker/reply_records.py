@@ -137,10 +137,8 @@ class ReplyRecords:
         return tuple.__new__(Outgoing, (request, request.reply_topic, key, value, headers, False, 0))
 
     def _fits(self, outgoing: Outgoing) -> bool:
-        # Nearly all are far below their limit; to see that needs no exact count.
-        _, topic, key, value, headers, is_dead_letter, _ = outgoing
+        _, topic, key, value, headers, _, _ = outgoing
         limit = self._limits[topic]
+        # Nearly all are far below their limit; to see that needs no exact count.
         roughly = _SURELY_ENOUGH + len(value or b"") + len(key or b"")
-        if len(headers) > _OWN_HEADERS or is_dead_letter:
-            roughly += sum(4 * len(name) + len(value or b"") + 12 for name, value in headers)
-        return roughly <= limit or outgoing.size <= limit
+        return (roughly <= limit and len(headers) == _OWN_HEADERS) or outgoing.size <= limit
