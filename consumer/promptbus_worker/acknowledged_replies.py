@@ -132,14 +132,13 @@ class AcknowledgedReplies(Replies):
         self._produce(collected)
 
     def _produce(self, records: Sequence[Outgoing]) -> None:
-        unsent, try_to_produce = self._unsent, self._try_to_produce
         for outgoing in records:
-            if not outgoing[0].record.ownership.live:
+            if not outgoing.pending.record.ownership.live:
                 self._drop(outgoing)  # the next owner answers it
-            elif unsent:  # behind those, or replies of one key would change their order
-                unsent.append(outgoing)
+            elif self._unsent:  # behind those, or replies of one key would change their order
+                self._unsent.append(outgoing)
             else:
-                try_to_produce(outgoing)
+                self._try_to_produce(outgoing)
 
     def _try_to_produce(self, outgoing: Outgoing) -> bool:
         """False: the producer's queue is full, and this record first in the line of the unsent."""
@@ -215,7 +214,7 @@ class AcknowledgedReplies(Replies):
         self._due -= len(delivered)
         settled = []
         for outgoing in delivered:
-            request = outgoing[0]
+            request = outgoing.pending
             request.unacknowledged -= 1
             if not request.unacknowledged:
                 self.unacknowledged.pop(request, None)

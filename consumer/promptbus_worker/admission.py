@@ -154,15 +154,8 @@ class Admission:
         inputs: dict[str, TensorValue] = {"prompt": prompt}
         pending.size = len(prompt) + 16  # the two numbers, and the length in front of the prompt
         # Defaults are filled in here, so that requests with and without the field can share a batch.
-        taken = spec.inputs
-        if "max_tokens" in taken:
-            inputs["max_tokens"] = limits.default_max_tokens if max_tokens is None else max_tokens
-        elif max_tokens is not None:
-            raise _Refused(ErrorCode.INVALID_REQUEST, f"{spec.name} takes no max_tokens")
-        if "temperature" in taken:
-            inputs["temperature"] = limits.default_temperature if temperature is None else temperature
-        elif temperature is not None:
-            raise _Refused(ErrorCode.INVALID_REQUEST, f"{spec.name} takes no temperature")
+        _set(inputs, spec, "max_tokens", max_tokens, limits.default_max_tokens)
+        _set(inputs, spec, "temperature", temperature, limits.default_temperature)
         if parameters:
             pending.size += self._add_parameters(inputs, spec, parameters)
             pending.signature = tuple(sorted(n for n, value in parameters.items() if value is not None))
@@ -197,6 +190,19 @@ def _named(pending: Pending) -> Pending:
         owner = pending.record.ownership
         pending.request_id = f"{owner.topic}-{owner.partition}-{pending.record.offset}"
     return pending
+
+
+def _set(
+    inputs: dict[str, TensorValue],
+    spec: ModelSpec,
+    name: str,
+    given: TensorValue | None,
+    default: TensorValue,
+) -> None:
+    if name in spec.inputs:
+        inputs[name] = given if given is not None else default
+    elif given is not None:
+        raise _Refused(ErrorCode.INVALID_REQUEST, f"{spec.name} takes no {name}")
 
 
 def tensor_value(tensor: TensorSpec, value: Json) -> TensorValue:

@@ -224,10 +224,9 @@ class Batcher:
         return sum(request.size for request in group) > self._max_bytes
 
     def _queue(self, request: Pending) -> deque[Pending]:
-        if request.crash_suspect or (request.attempts and is_last_attempt(request)):
+        if request.crash_suspect or is_last_attempt(request):
             return self._alone
-        assert request.model is not None, "only admitted requests wait"
-        key = (request.model, request.signature)
+        key = (_model(request), request.signature)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = deque()

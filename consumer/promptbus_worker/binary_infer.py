@@ -124,27 +124,33 @@ class BinaryCalls:
             raise CallError(
                 CallFailure.BAD_REQUEST, f"the batch does not fit the model's inputs: {_text(error)}"
             ) from error
-        try:
-            answer = await self._pool.send(request, timeout_s)
-        except (NotConnected, BrokenConnection) as error:
-            raise _unanswered(error) from error
-        if answer.status != 200:
-            raise _refused(answer)
-        return read_answer(answer, len(batch))
+        return read_answer(await self._send(request, timeout_s), len(batch))
 
     async def _get(self, path: str) -> Any:
-        request = b"GET %s HTTP/1.1\r\n%s\r\n\r\n" % (path.encode(), self._headers)
-        try:
-            answer = await self._pool.send(request)
-        except (NotConnected, BrokenConnection) as error:
-            raise _unanswered(error) from error
-        if answer.status != 200:
-            raise _refused(answer)
+        answer = await self._send(b"GET %s HTTP/1.1\r\n%s\r\n\r\n" % (path.encode(), self._headers))
         _check_encoding(answer)
         try:
             return orjson.loads(answer.body)
         except orjson.JSONDecodeError as error:
             raise _no_json(error) from error
+
+    async def _send(self, request: bytes, timeout_s: float | None = None) -> Answer:
+        """The answer, if it is a 200."""
+        try:
+            answer = await self._pool.send(request, timeout_s)
+        except NotConnected as error:
+            raise CallError(CallFailure.REFUSED, _text(error)) from error
+        except BrokenConnection as error:
+            raise CallError(CallFailure.CONNECTION, _text(error)) from error
+        if answer.status == 200:
+            return answer
+        text = _error_text(answer)
+        raise CallError(
+            failure_of_status(answer.status, text),
+            text,
+            status=answer.status,
+            retry_after_s=_retry_after_s(answer),
+        )
 
     def request(self, spec: ModelSpec, batch: Sequence[Inputs]) -> bytes:
         """The whole HTTP request. Each tensor has the shape [n, 1].
@@ -160,7 +166,7 @@ class BinaryCalls:
         parts, sizes, total = [b""], [], template.fixed_size
         for name, pack in template.inputs:
             if pack is not None:
-                parts.append(pack(first[name]) if size == 1 else pack(*[inputs[name] for inputs in batch]))
+                parts.append(pack(*[inputs[name] for inputs in batch]))
                 continue
             tensor_size = _LENGTH.size * size
             for inputs in batch:
@@ -230,8 +236,7 @@ def read_answer(answer: Answer, size: int) -> tuple[str, list[Row | BadRow]]:
     """The body of a 200 as one row per request. Raises CallError: BAD_OUTPUT, or CONNECTION if it is no JSON."""
     try:
         _, headers, body = answer
-        if b"content-encoding" in headers:
-            _check_encoding(answer)
+        _check_encoding(answer)
         length = headers.get(b"inference-header-content-length")
         header_size = len(body) if length is None else int(length)
         if not 0 <= header_size <= len(body):
@@ -269,7 +274,7 @@ def _columns(envelope: _Envelope, body: bytes, at: int, size: int) -> dict[str, 
     expected = [size, 1]
     for output in envelope.get("outputs") or ():
         begin, name = at, output["name"]
-        raw_size = output["parameters"].get("binary_data_size") if "parameters" in output else None
+        raw_size = output.get("parameters", {}).get("binary_data_size")
         if raw_size is not None:
             at += raw_size
             if raw_size < 0 or at > len(body):
@@ -294,7 +299,7 @@ def _columns(envelope: _Envelope, body: bytes, at: int, size: int) -> dict[str, 
 def _strings(name: str, body: bytes, at: int, end: int, size: int) -> list[bytes]:
     values = []
     for _ in range(size):
-        begin = at + 4
+        begin = at + _LENGTH.size
         if begin > end:
             raise UnreadableOutput(f"output {name} has fewer than {size} values")
         at = begin + _unpack_length(body, at)[0]
@@ -310,21 +315,6 @@ def _flat(data: Sequence[object], size: int) -> list[object]:
     if len(values) != size:
         raise UnreadableOutput(f"an output has {len(values)} values for {size} requests")
     return values
-
-
-def _unanswered(error: NotConnected | BrokenConnection) -> CallError:
-    failure = CallFailure.REFUSED if isinstance(error, NotConnected) else CallFailure.CONNECTION
-    return CallError(failure, _text(error))
-
-
-def _refused(answer: Answer) -> CallError:
-    text = _error_text(answer)
-    return CallError(
-        failure_of_status(answer.status, text),
-        text,
-        status=answer.status,
-        retry_after_s=_retry_after_s(answer),
-    )
 
 
 def _error_text(answer: Answer) -> str:

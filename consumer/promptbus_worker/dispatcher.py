@@ -207,7 +207,7 @@ class Dispatcher:
         in_flight = await self._slots.cancel()
         waiting = [*self._reception.drop(lambda _: True), *self._batcher.drop(lambda _: True)]
         self._give_back([*waiting, *in_flight])
-        self._metrics.later.write(self._metrics)
+        self._metrics.later.write()
 
     def oldest_call_s(self, now: float) -> float:
         """For how long the inference call that began first has been running; 0 if none does."""
@@ -217,7 +217,7 @@ class Dispatcher:
     def update_gauges(self) -> None:
         """Write the gauges, and what was counted for later; called about twice a second."""
         metrics = self._metrics
-        metrics.later.write(metrics)
+        metrics.later.write()
         metrics.in_flight_batches.set(sum(1 for batch in self._slots.batches.values() if batch.requests))
         called = list(self._slots.unanswered())
         unacknowledged = self._replies.unacknowledged

@@ -149,10 +149,8 @@ class Ledger:
 
     def track(self, ownership: Ownership, offset: int, size: int, timestamp_ms: int = -1) -> Tracked:
         """Take a polled record of `size` bytes in hand, if it is new."""
-        part = self._partitions.get((ownership.topic, ownership.partition))
-        if part is None or part.ownership is not ownership or part.begins_at is None:
-            return Tracked.STALE
-        if offset <= part.last_tracked or offset < part.begins_at:
+        part = self._find(ownership)
+        if part is None or part.begins_at is None or offset <= part.last_tracked or offset < part.begins_at:
             return Tracked.STALE
         part.last_tracked = offset
         part.last_ms = timestamp_ms
@@ -171,37 +169,21 @@ class Ledger:
 
         Raises LedgerError for an offset that is not in hand: never tracked, settled already, or released.
         """
-        key = ownership.topic, ownership.partition
-        part = self._partitions.get(key)
-        if part is None or part.ownership is not ownership:
+        part = self._find(ownership)
+        if part is None:
             return False
-        size, _ = part.unsettled.get(offset, _NOT_IN_HAND)
-        if size is None:
+        if not self._let_go(part, offset):
             raise LedgerError(f"{ownership.topic}[{ownership.partition}] offset {offset} cannot be settled")
         del part.unsettled[offset]
-        part.records -= 1
-        part.bytes -= size
-        self._records -= 1
-        self._bytes -= size
         if offset > part.last_settled:
             part.last_settled = offset
-        self._moved.add(key)
+        self._moved.add((ownership.topic, ownership.partition))
         return True
 
     def release(self, ownership: Ownership, offset: int) -> bool:
         """Let go of a record that will not be answered in this epoch. False if its epoch is over."""
         part = self._find(ownership)
-        if part is None:
-            return False
-        size, timestamp_ms = part.unsettled.get(offset, _NOT_IN_HAND)
-        if size is None:
-            return False
-        part.unsettled[offset] = None, timestamp_ms
-        part.records -= 1
-        part.bytes -= size
-        self._records -= 1
-        self._bytes -= size
-        return True
+        return part is not None and self._let_go(part, offset)
 
     def in_hand(self, ownerships: Iterable[Ownership]) -> int:
         """Records in hand of these epochs."""
@@ -269,12 +251,20 @@ class Ledger:
             part.sent = None
             self._moved.add((topic, partition))
 
+    def _let_go(self, part: Epoch, offset: int) -> bool:
+        size, timestamp_ms = part.unsettled.get(offset, (None, -1))
+        if size is None:
+            return False
+        part.unsettled[offset] = None, timestamp_ms
+        part.records -= 1
+        part.bytes -= size
+        self._records -= 1
+        self._bytes -= size
+        return True
+
     def _find(self, ownership: Ownership) -> Epoch | None:
         part = self._partitions.get((ownership.topic, ownership.partition))
         return part if part is not None and part.ownership is ownership else None
-
-
-_NOT_IN_HAND: tuple[None, int] = (None, -1)
 
 
 def _known(timestamp_ms: int) -> int | None:

@@ -70,14 +70,16 @@ class Later:
     A process that is killed takes at most that much of its counts with it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
         self.batches: list[tuple[str, str, int]] = []
         """Model, why it left, and requests."""
         self.calls: list[tuple[str, str | None, float]] = []
         """Model, result (None: it was broken off), and seconds."""
 
-    def write(self, metrics: Metrics) -> None:
+    def write(self) -> None:
         """Write what has come together."""
+        metrics = self._metrics
         batches, self.batches = self.batches, []
         calls, self.calls = self.calls, []
         for (model, closed_by), count in TallyOf((model, why) for model, why, _ in batches).items():
@@ -129,7 +131,7 @@ class Metrics:
     def __init__(self, models: Sequence[str]) -> None:
         """`models`: the served models; with `vocabulary.UNKNOWN_MODEL` they are all values of `model`."""
         self.registry = CollectorRegistry()
-        self.later = Later()
+        self.later = Later(self)
         for series in WORKER_SERIES:
             setattr(self, series.name, self._build(series, models))
         build_info = self._gauge(BUILD_INFO)

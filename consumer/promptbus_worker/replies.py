@@ -103,14 +103,14 @@ class Replies(ABC):
         too_large: list[Pending] = []
         failed: list[Pending] = []
         wall_ms = self._wall_clock() * 1000
-        timings_of, make = self._timings, self._records.answer
         for request, row in zip(requests, rows, strict=True):
             request.attempts += 1
             _, total, prompt, completion, _ = row
             # Usage(...) is a function in Python and would cost 0.3 µs more; so would Timings(...) below.
             request.usage = usage = tuple.__new__(Usage, (prompt, completion, total))
             try:
-                record = make(request, row, usage, model_version, timings_of(request, wall_ms))
+                timings = self._timings(request, wall_ms)
+                record = self._records.answer(request, row, usage, model_version, timings)
             except Exception:  # its neighbours have answers to be written
                 log.exception("an answer could not be written", extra=about(request))
                 request.attempts -= 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 from promptbus.messages import ErrorCode
 from promptbus_worker.batcher import Batch
@@ -150,9 +150,7 @@ class Runner:
             if breaker.is_open or breaker.is_told_to_wait(self._clock()):
                 self._traffic.put_back(part)
                 continue
-            noted = self._in_flight_file.begin(
-                [(request.record.ownership.partition, request.record.offset) for request in part]
-            )
+            noted = self._in_flight_file.begin([request.record.place for request in part])
             try:
                 smaller, suspect = await self._try(model, part)
             finally:
@@ -200,9 +198,6 @@ class Runner:
     # -- outcomes
 
     def _answer(self, part: Sequence[Pending], version: str, rows: Sequence[Row | BadRow]) -> None:
-        if BadRow not in set(map(type, rows)) and len(unanswered(part)) == len(part) == len(rows):
-            self._write(part, cast(Sequence[Row], rows), version)
-            return
         answered: list[Pending] = []
         answers: list[Row] = []
         for request, row in zip(part, rows, strict=True):
@@ -214,9 +209,6 @@ class Runner:
             else:
                 answered.append(request)
                 answers.append(row)
-        self._write(answered, answers, version)
-
-    def _write(self, answered: Sequence[Pending], answers: Sequence[Row], version: str) -> None:
         for request in self._replies.answer(answered, answers, version):
             self._blame.finish(request, ErrorCode.INTERNAL)
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
-import orjson
-
 from .codes import ErrorCode
 from .json_object import JsonObject, NotAnObject, read_exactly, write_object
 from .limits import Limits
@@ -82,24 +80,26 @@ def encode_answer(
 ) -> bytes:
     """The value of a reply with status "ok"."""
     prompt_tokens, completion_tokens, total_tokens = usage
-    body: dict[str, object] = {
-        "request_id": request_id,
-        "reply_id": reply_id,
-        "status": "ok",
-        "response": response,
-        "finish_reason": finish_reason,
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": total_tokens,
+    return write_object(
+        {
+            "request_id": request_id,
+            "reply_id": reply_id,
+            "status": "ok",
+            "response": response,
+            "finish_reason": finish_reason,
+            "usage": {
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": completion_tokens,
+                "total_tokens": total_tokens,
+            },
+            "model": model,
+            "model_version": model_version,
+            "metadata": metadata or {},
+            "timings": _timings(timings),
+            "attempts": attempts,
         },
-        "model": model,
-        "model_version": model_version,
-        "metadata": metadata or {},
-        "timings": _timings(timings),
-        "attempts": attempts,
-    }
-    return write_object(body, "metadata") if metadata else orjson.dumps(body)
+        "metadata",
+    )
 
 
 def encode_error(

@@ -393,8 +393,8 @@ async def test_a_call_that_is_given_up_closes_its_connection(begun: bytes) -> No
         assert (await pool.send(REQUEST)).body == b"hello"
 
 
-async def test_every_call_has_its_own_time_out_whatever_others_have() -> None:
-    server = Server()
+def answers_later(server: Server) -> asyncio.Event:
+    """It reads requests, and answers them once this is set."""
     answer = asyncio.Event()
 
     async def late(writer: asyncio.StreamWriter) -> None:
@@ -402,6 +402,12 @@ async def test_every_call_has_its_own_time_out_whatever_others_have() -> None:
         writer.write(OK)
 
     server.behave = late
+    return answer
+
+
+async def test_every_call_has_its_own_time_out_whatever_others_have() -> None:
+    server = Server()
+    answer = answers_later(server)
     loop = asyncio.get_running_loop()
     ended: list[float] = []
 
@@ -443,13 +449,7 @@ async def test_a_call_that_is_given_up_while_it_waits_leaves_its_place_to_the_ne
     given_a_place: bool,
 ) -> None:
     server = Server()
-    answer = asyncio.Event()
-
-    async def late(writer: asyncio.StreamWriter) -> None:
-        await answer.wait()
-        writer.write(OK)
-
-    server.behave = late
+    answer = answers_later(server)
     async with pool_for(server, size=1) as pool, asyncio.timeout(DEADLINE_S):
 
         async def first() -> None:
