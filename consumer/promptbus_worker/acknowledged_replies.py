@@ -27,7 +27,8 @@ from promptbus_worker.kafka_outcomes import (
     stop_sentence,
 )
 from promptbus_worker.record import about
-from promptbus_worker.replies import Replies, ReplyParts
+from promptbus_worker.replies import Replies
+from promptbus_worker.reply_parts import ReplyParts
 from promptbus_worker.reply_records import Outgoing
 
 log = logging.getLogger(__name__)

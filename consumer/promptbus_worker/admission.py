@@ -101,8 +101,8 @@ class Admission:
                 pending.request_id = error.request_id
             pending.metadata = error.metadata
             return Rejection(_named(pending), error.code, error.message, isinstance(error, NotARequest))
-        except _Refused as error:
-            return Rejection(_named(pending), error.code, error.message, dead_letter=False)
+        except _Refused as refused:
+            return Rejection(_named(pending), refused.code, refused.message, dead_letter=False)
         return pending if pending.request_id else _named(pending)
 
     def unread(self, record: Record) -> Pending:

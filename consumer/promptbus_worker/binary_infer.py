@@ -140,8 +140,8 @@ class BinaryCalls:
             answer = await self._pool.send(request, timeout_s)
         except NotConnected as error:
             raise CallError(CallFailure.REFUSED, _text(error)) from error
-        except BrokenConnection as error:
-            raise CallError(CallFailure.CONNECTION, _text(error)) from error
+        except BrokenConnection as broken:
+            raise CallError(CallFailure.CONNECTION, _text(broken)) from broken
         if answer.status == 200:
             return answer
         text = _error_text(answer)

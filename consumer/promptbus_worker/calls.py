@@ -124,7 +124,7 @@ class Calls:
         self, model: str, inputs: list[Inputs], timeout_s: float
     ) -> tuple[str, list[Row | BadRow]]:
         began = self._clock()
-        result: str | None = None
+        result = ""
         self._running[call := object()] = began
         try:
             answer = await self._client.infer(self._specs[model], inputs, timeout_s)

@@ -21,14 +21,6 @@ class Commit(NamedTuple):
     metadata: str = ""
 
 
-class Plan(NamedTuple):
-    """A commit for the case that these offsets (in order) are settled together with it."""
-
-    ownership: Ownership
-    commit: Commit
-    offsets: list[int]
-
-
 @dataclass(eq=False, slots=True)
 class Ownership:
     """One partition during one epoch.
@@ -40,6 +32,14 @@ class Ownership:
     partition: int
     epoch: int
     live: bool = True
+
+
+class Plan(NamedTuple):
+    """A commit for the case that these offsets (in order) are settled together with it."""
+
+    ownership: Ownership
+    commit: Commit
+    offsets: list[int]
 
 
 @dataclass(slots=True)

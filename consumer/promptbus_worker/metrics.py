@@ -74,8 +74,8 @@ class Later:
         self._metrics = metrics
         self.batches: list[tuple[str, str, int]] = []
         """Model, why it left, and requests."""
-        self.calls: list[tuple[str, str | None, float]] = []
-        """Model, result (None: it was broken off), and seconds."""
+        self.calls: list[tuple[str, str, float]] = []
+        """Model, result ("": it was broken off), and seconds."""
 
     def write(self) -> None:
         """Write what has come together."""
@@ -85,7 +85,7 @@ class Later:
         for (model, closed_by), count in TallyOf((model, why) for model, why, _ in batches).items():
             metrics.batches_total[model, closed_by].inc(count)
         for (model, result), count in TallyOf((model, result) for model, result, _ in calls).items():
-            if result is not None:
+            if result:
                 metrics.inference_calls_total[model, result].inc(count)
         for model, sizes in _by_model((model, size) for model, _, size in batches).items():
             metrics.batch_size[model].observe_many(sizes)

@@ -33,7 +33,8 @@ from promptbus_worker.limiter import Limiter
 from promptbus_worker.model import InferenceClient, ModelSpec
 from promptbus_worker.positions import Positions
 from promptbus_worker.record import Pending, Record
-from promptbus_worker.replies import Replies, ReplyParts
+from promptbus_worker.replies import Replies
+from promptbus_worker.reply_parts import ReplyParts
 from promptbus_worker.reply_records import Outgoing, ReplyRecords
 from promptbus_worker.room import Room
 from promptbus_worker.settings import Settings

@@ -9,44 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from promptbus.messages import ErrorCode, Timings, Usage
 from promptbus_worker.accounting import count_settled
-from promptbus_worker.deadline import Clock
 from promptbus_worker.model import Row
 from promptbus_worker.outcomes import sentence
-from promptbus_worker.record import ANSWERED, Pending, Record, Rejection, about
-from promptbus_worker.reply_records import SMALLEST_LIMIT, Outgoing, ReplyRecords
-from promptbus_worker.tracing import OFF, Tracing
-
-if TYPE_CHECKING:
-    from promptbus_worker.metrics import Metrics
+from promptbus_worker.record import ANSWERED, Pending, Rejection, about
+from promptbus_worker.reply_parts import ReplyParts
+from promptbus_worker.reply_records import SMALLEST_LIMIT, Outgoing
 
 log = logging.getLogger(__name__)
 
 MOST_REFUSALS = 5
 """A record well below its topic's limit that is refused for its size this often: the limits must be read anew."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplyParts:
-    """What replies work with, however they get to the broker.
-
-    `on_answered` hears of outcomes (of requests of one model, all the same) and when; `on_settled`, of records whose outcomes are on the broker; `on_stop`,
-    why the worker cannot go on, and whether a restart may mend it. The clocks give seconds.
-    """
-
-    records: ReplyRecords
-    metrics: Metrics
-    on_answered: Callable[[Sequence[Pending], float], None]
-    on_settled: Callable[[list[Record]], None]
-    on_stop: Callable[[str, bool], None]
-    tracing: Tracing = OFF
-    clock: Clock
-    wall_clock: Clock
 
 
 class Replies(ABC):

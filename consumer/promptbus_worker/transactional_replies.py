@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from promptbus_worker.record import Pending
-from promptbus_worker.replies import Replies, ReplyParts
+from promptbus_worker.replies import Replies
+from promptbus_worker.reply_parts import ReplyParts
 from promptbus_worker.reply_records import Outgoing
 
 

@@ -11,8 +11,7 @@ reads the object, and only the rules for the fields are its own.
 """
 
 import json
-from types import MappingProxyType
-from typing import Annotated, Final, NamedTuple, TypeGuard, cast
+from typing import Annotated, ClassVar, Final, NamedTuple, TypeGuard
 
 from .codes import ErrorCode
 from .json_object import Json, JsonObject, NotAnObject, read_object, require_json, write_object
@@ -25,8 +24,14 @@ MAX_TEMPERATURE: Final = 2
 _NAMED = 64  # characters of a sender's name for something that a sentence quotes
 
 
-# A default that nobody can fill by accident. It is no dict, but false like an empty one, and never encoded.
-_NOTHING = cast(JsonObject, MappingProxyType({}))
+class _Nothing(dict[str, Json]):
+    """The default of what may hold anything: nobody can fill it by accident."""
+
+    def __setitem__(self, name: str, value: Json) -> None:
+        raise TypeError("this is the default; give the request an object of its own")
+
+
+_NOTHING = _Nothing()
 
 
 class Request(NamedTuple):
@@ -61,7 +66,7 @@ class InvalidRequest(ValueError):
     still be read of them, so that the reply can echo them.
     """
 
-    code = ErrorCode.INVALID_REQUEST
+    code: ClassVar = ErrorCode.INVALID_REQUEST
 
     def __init__(
         self, message: str, *, request_id: str | None = None, metadata: JsonObject | None = None

@@ -56,7 +56,7 @@ RECORDS = ReplyRecords({"results": 1 << 20, "other": 1 << 20}, dead_letter_topic
 OWNED = Ownership("requests", 3, 1)
 NOW, WALL_MS = 1_000.0, 1_750_000_000_000.0
 NO_TIMINGS = Timings(0.0, 0.0, 0.0)
-ALL_OF = attrgetter(*Pending.__slots__)
+ALL_OF = attrgetter(*(name for name in dir(Pending) if not name.startswith("_")))
 
 FOUND_BEFORE: list[tuple[bytes, Headers | None]] = [
     (b'{"p\xef\xbb\xbfrompt":"a"}', None),

@@ -22,7 +22,7 @@ from promptbus_worker.metrics import Metrics
 from promptbus_worker.model import BadRow, Inputs, ModelSpec, ModelStatistics, Row, TensorSpec
 from promptbus_worker.outcomes import CallError, CallFailure
 from promptbus_worker.record import Record
-from promptbus_worker.replies import ReplyParts
+from promptbus_worker.reply_parts import ReplyParts
 from promptbus_worker.reply_records import ReplyRecords
 from promptbus_worker.tracing import OFF, Tracing
 from promptbus_worker.triton_load import TritonLoad

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
+from promptbus_worker.blame import Traffic
 from promptbus_worker.breaker import FIRST_BACKOFF_S, LONGEST_BACKOFF_S
 from promptbus_worker.model import Inputs, ModelSpec
 from promptbus_worker.outcomes import VERDICTS, CallError, CallFailure
+from promptbus_worker.record import Pending
 from tests.unit.worker.path import SPEC, Path
 from tests.unit.worker.test_dispatcher import deadline_in, ids
 from tests.unit.worker.virtual_time import in_virtual_time, loop, run
@@ -42,13 +45,13 @@ async def all_settled(path: Path, count: int) -> None:
 def test_the_limit_falls_before_the_requests_of_a_failed_call_wait_again(failure: CallFailure) -> None:
     async def body() -> None:
         path, seen = adaptive(), []
-        put_back = path.dispatcher.put_back
 
-        def watched(requests: list[object]) -> None:
-            seen.append(path.limiter.limit)
-            put_back(requests)  # type: ignore[arg-type]  # passed on as it came
+        class Spy:
+            def put_back(self, requests: list[Pending]) -> None:
+                seen.append(path.limiter.limit)
+                path.dispatcher.put_back(requests)
 
-        path.dispatcher.put_back = watched  # type: ignore[method-assign,assignment]  # a spy
+        path.dispatcher._runner._blame._traffic = cast(Traffic, Spy())  # nothing else is asked of it here
         path.model.failure = failure
         path.ask(*ids(8))
         while not seen:  # noqa: ASYNC110 - virtual time costs nothing

@@ -9,7 +9,7 @@ from promptbus_worker.ledger import Ownership
 from promptbus_worker.metrics import Metrics
 from promptbus_worker.model import Row
 from promptbus_worker.record import Pending, Record
-from promptbus_worker.replies import ReplyParts
+from promptbus_worker.reply_parts import ReplyParts
 from promptbus_worker.reply_records import Outgoing, ReplyRecords
 from promptbus_worker.transactional_replies import TransactionalReplies
 from tests.unit.worker.virtual_time import in_virtual_time, loop
