@@ -143,10 +143,13 @@ class AcknowledgedReplies(Replies):
 
     def _try_to_produce(self, outgoing: Outgoing) -> bool:
         """False: the producer's queue is full, and this record first in the line of the unsent."""
-        _, topic, key, value, headers, _, _ = outgoing
         try:
             self._producer.produce(
-                topic, value, key, headers=headers, on_delivery=partial(self._reported, outgoing)
+                outgoing.topic,
+                outgoing.value,
+                outgoing.key,
+                headers=outgoing.headers,
+                on_delivery=partial(self._reported, outgoing),
             )
         except BufferError:
             self._unsent.appendleft(outgoing)
@@ -154,7 +157,7 @@ class AcknowledgedReplies(Replies):
         except KafkaException as error:
             self._failed(outgoing, error.args[0])
         except Exception:  # our defect: neither this record nor those behind it may be lost
-            extra = {**about(outgoing.pending), "written_to": topic}
+            extra = {**about(outgoing.pending), "written_to": outgoing.topic}
             log.exception("a record could not be produced, trying again", extra=extra)
             self._resend(outgoing)
         return True

@@ -70,7 +70,7 @@ class Admission:
     def admit(self, record: Record, *, now: float, wall_ms: float) -> Pending | Rejection:
         """`now` is monotonic seconds, `wall_ms` Unix milliseconds; the two meet only here (DESIGN rule 7)."""
         limits = self._limits
-        _, _, _, _, value, headers, _, _, problem = record
+        value, headers, problem = record.value, record.headers, record.problem
         pending = self._nameless(record)
         deadline_ms: int | None = None
         if headers:
@@ -130,8 +130,8 @@ class Admission:
         return _named(self._nameless(record))
 
     def _nameless(self, record: Record) -> Pending:
-        owner, offset, timestamp_ms, *_ = record
-        reply = reply_id(owner.topic, owner.partition, offset, timestamp_ms)
+        owner = record.ownership
+        reply = reply_id(owner.topic, owner.partition, record.offset, record.timestamp_ms)
         return Pending(record, "", reply, self._limits.reply_topic)
 
     def _fill(self, pending: Pending, request: Request) -> None:

@@ -13,7 +13,6 @@ import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -56,7 +55,10 @@ class InFlightFile:
             row = self._free.pop()
             rows.append(row)
             start = row * _ROW_BYTES
-            _packer(len(part))(self._map, start + _COUNT.size, *chain.from_iterable(part))
+            numbers: list[int] = []
+            for partition, offset in part:
+                numbers += (partition, offset)
+            _packer(len(part))(self._map, start + _COUNT.size, *numbers)
             _COUNT.pack_into(self._map, start, len(part))
         return rows
 

@@ -116,10 +116,7 @@ class Polling:
             if tracked is Tracked.SETTLED_BEFORE:
                 self._metrics.redeliveries_skipped_total.inc()
             return None
-        # Record(...) is a function in Python and would cost 0.15 µs more.
-        return tuple.__new__(
-            Record, (ownership, offset, timestamp_ms, key, value, headers, size, now, problem)
-        )
+        return Record(ownership, offset, timestamp_ms, key, value, headers, size, now, problem)
 
 
 def _headers(message: Message) -> tuple[Headers | None, str | None]:

@@ -14,19 +14,45 @@ _NOTHING: JsonObject = {}  # never written to
 _NO_INPUTS: Inputs = {}
 
 
-class Record(NamedTuple):
-    """A Kafka record, copied out of librdkafka's memory."""
+class Record:
+    """A Kafka record, copied out of librdkafka's memory. Nobody changes it.
 
-    ownership: Ownership
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers | None
-    size: int
-    polled_at: float
-    problem: str | None = None
-    """Why headers is None although the record has some: a sentence for its sender."""
+    `problem`: why headers is None although the record has some, a sentence for its sender.
+    """
+
+    __slots__ = (
+        "headers",
+        "key",
+        "offset",
+        "ownership",
+        "polled_at",
+        "problem",
+        "size",
+        "timestamp_ms",
+        "value",
+    )
+
+    def __init__(
+        self,
+        ownership: Ownership,
+        offset: int,
+        timestamp_ms: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None,
+        size: int,
+        polled_at: float,
+        problem: str | None = None,
+    ) -> None:
+        self.ownership = ownership
+        self.offset = offset
+        self.timestamp_ms = timestamp_ms
+        self.key = key
+        self.value = value
+        self.headers = headers
+        self.size = size
+        self.polled_at = polled_at
+        self.problem = problem
 
     @property
     def place(self) -> Place:

@@ -11,7 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from promptbus.messages import ErrorCode, Timings, Usage
+from promptbus.messages import ErrorCode, Usage
 from promptbus_worker.accounting import count_settled
 from promptbus_worker.model import Row
 from promptbus_worker.outcomes import sentence
@@ -82,7 +82,7 @@ class Replies(ABC):
         for request, row in zip(requests, rows, strict=True):
             request.attempts += 1
             _, total, prompt, completion, _ = row
-            # Usage(...) is a function in Python and would cost 0.3 µs more; so would Timings(...) below.
+            # Usage(...) is a function in Python and would cost 0.3 µs more.
             request.usage = usage = tuple.__new__(Usage, (prompt, completion, total))
             try:
                 timings = self._timings(request, wall_ms)
@@ -137,15 +137,14 @@ class Replies(ABC):
         self.unacknowledged.update(dict.fromkeys(requests))
         self._on_answered(requests, now)
 
-    def _timings(self, request: Pending, wall_ms: float) -> Timings:
-        _, _, timestamp_ms, _, _, _, _, polled_at, _ = request.record
+    def _timings(self, request: Pending, wall_ms: float) -> tuple[float, float, float]:
+        """What becomes the reply's `Timings`."""
+        record = request.record
         queued_until = request.dispatched_at
         if queued_until is None:
             queued_until = self._clock()
-        total_ms = wall_ms - timestamp_ms if timestamp_ms >= 0 else 0.0
-        return tuple.__new__(
-            Timings, ((queued_until - polled_at) * 1000, request.inference_s * 1000, total_ms)
-        )
+        total_ms = wall_ms - record.timestamp_ms if record.timestamp_ms >= 0 else 0.0
+        return (queued_until - record.polled_at) * 1000, request.inference_s * 1000, total_ms
 
     @abstractmethod
     def _send(self, records: Sequence[Outgoing]) -> None:
@@ -159,7 +158,8 @@ class Replies(ABC):
         """The topic takes less than it said at start, or less than this record beside others in one batch."""
         size, request = outgoing.size, outgoing.pending
         if size < self._records.limit(outgoing.topic) // 2 and outgoing.refusals < MOST_REFUSALS:
-            self._resend(outgoing._replace(refusals=outgoing.refusals + 1))
+            outgoing.refusals += 1
+            self._resend(outgoing)
             return
         if size <= SMALLEST_LIMIT:
             why = f"{outgoing.topic} takes no record of {size} bytes. Raise its max.message.bytes."

@@ -43,7 +43,7 @@ TICK_S = 0.1
 HEARTBEAT_EVERY_TICKS = 5
 FLUSH_S = 1.5
 """For the last spans, after the drain; the supervisor waits a little longer than both."""
-OBJECTS_BETWEEN_COLLECTIONS = 20_000
+OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 
 class Worker:

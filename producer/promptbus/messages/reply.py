@@ -75,10 +75,10 @@ def encode_answer(
     model: str,
     model_version: str,
     metadata: JsonObject,
-    timings: Timings,
+    timings: tuple[float, float, float],
     attempts: int,
 ) -> bytes:
-    """The value of a reply with status "ok"."""
+    """The value of a reply with status "ok". `timings`: the values of a `Timings`."""
     prompt_tokens, completion_tokens, total_tokens = usage
     return write_object(
         {
@@ -110,10 +110,10 @@ def encode_error(
     message: str,
     metadata: JsonObject,
     model: str | None = None,
-    timings: Timings,
+    timings: tuple[float, float, float],
     attempts: int,
 ) -> bytes:
-    """The value of a reply with status "error". `model` is None if no model was chosen yet."""
+    """The value of a reply with status "error". `model` is None if no model was chosen yet; `timings` as of an answer."""
     return write_object(
         {
             "request_id": request_id,
@@ -197,7 +197,7 @@ def _milliseconds(fields: Mapping[str, object], name: str) -> float:
     return _get(fields, name, float) or 0.0
 
 
-def _timings(timings: Timings) -> dict[str, float]:
+def _timings(timings: tuple[float, float, float]) -> dict[str, float]:
     """Rounded to microseconds, which round(x, 3) would do in five times the time; clocks that differ give 0."""
     queue_ms, inference_ms, total_ms = timings
     return {

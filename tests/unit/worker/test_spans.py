@@ -275,7 +275,8 @@ async def test_a_redelivered_request_has_a_span_for_each_delivery_in_one_trace()
     assert attributes(call)["error.type"] == "CancelledError"
     following = Traced()
     following.ledger.track(following.owned, record.offset, record.size)
-    following.dispatcher.accept([record._replace(ownership=following.owned)])
+    record.ownership = following.owned
+    following.dispatcher.accept([record])
     await following.settle(1)
     (process,) = following.ended("process")
     assert process.parent == given_back.parent

@@ -183,7 +183,9 @@ class TransactionalMachine(GroupMachine):
         refused, self.rig.loop.refused_records = self.rig.loop.refused_records, []
         for records, too_large in refused:
             assert too_large
-            self.rig.intake.write([r._replace(value=(r.value or b"") + b"!") for r in records])
+            for record in records:
+                record.value = (record.value or b"") + b"!"
+            self.rig.intake.write(records)
 
     @precondition(lambda self: self.in_hand)
     @rule(data=st.data())
