@@ -13,10 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
 from enum import StrEnum
-from itertools import islice
-from operator import attrgetter
 
 from promptbus_worker.record import IN_FLIGHT, WAITING, Pending, Phase
 
@@ -35,14 +32,20 @@ class ClosedBy(StrEnum):
     BYTES = "bytes"
 
 
-@dataclass(slots=True)
-class Batch:
-    """Requests that share one call."""
+# Until Python 3.12 looking a member up in its class takes 0.2 µs.
+SIZE, SLOT, LINGER, BYTES = ClosedBy.SIZE, ClosedBy.SLOT, ClosedBy.LINGER, ClosedBy.BYTES
 
-    model: str
-    requests: list[Pending]
-    closed_by: ClosedBy
-    is_trial: bool = False  # sent to see whether the model still only makes dead letters (`gates`)
+
+class Batch:
+    """Requests that share one call. `is_trial`: sent to see whether the model still only makes dead letters (`gates`)."""
+
+    __slots__ = ("closed_by", "is_trial", "model", "requests")
+
+    def __init__(self, model: str, requests: list[Pending], closed_by: ClosedBy) -> None:
+        self.model = model
+        self.requests = requests
+        self.closed_by = closed_by
+        self.is_trial = False
 
 
 class Batcher:
@@ -114,7 +117,7 @@ class Batcher:
                 if not idle:
                     return None
                 self._alone.remove(suspect)
-                return self._close([suspect], ClosedBy.SIZE)
+                return self._close([suspect], SIZE)
             alone = next((r for r in due if r.model not in alone_in_flight), None)
         best: deque[Pending] | None = None
         for (model, _), group in self._groups.items():
@@ -124,7 +127,7 @@ class Batcher:
                 best = group
         if alone is not None and (best is None or _age(alone) <= _age(best[0])):
             self._alone.remove(alone)
-            return self._close([alone], ClosedBy.SIZE)
+            return self._close([alone], SIZE)
         return self._fill(best, now, usual_call_s) if best is not None else None
 
     def has(self, model: str) -> bool:
@@ -184,30 +187,32 @@ class Batcher:
         max_size = self._max_size(model)
         room = self._max_bytes
         requests: list[Pending] = []
-        passed_over: deque[Pending] = deque()
+        passed_over: list[Pending] = []
         answered_at: float | None = None  # asked for only where there are deadlines
-        closed_by = ClosedBy.LINGER if self._linger_s else ClosedBy.SLOT
-        first_ones = list(islice(group, max_size))
-        if not any(map(_DEADLINE, first_ones)) and sum(map(_SIZE, first_ones)) <= room:
-            # Nearly always: what the loop below would do with them, in a fifth of the time.
-            requests = [group.popleft() for _ in first_ones]
-        while len(requests) < max_size and (group or passed_over):
-            queue = group or passed_over
-            request = queue[0]
-            if request.expires_at is not None and queue is group:
+        closed_by = LINGER if self._linger_s else SLOT
+        while len(requests) < max_size and group:
+            request = group[0]
+            if request.expires_at is not None:
                 if answered_at is None:
                     answered_at = now + usual_call_s(model)
                 if request.expires_at < answered_at:
                     passed_over.append(group.popleft())
                     continue
             if request.size > room and requests:
-                closed_by = ClosedBy.BYTES
+                closed_by = BYTES
                 break
             room -= request.size
-            requests.append(queue.popleft())
+            requests.append(group.popleft())
+        if passed_over:
+            group.extendleft(reversed(passed_over))
+            while len(requests) < max_size and group and closed_by is not BYTES:
+                if group[0].size > room and requests:
+                    closed_by = BYTES
+                    break
+                room -= group[0].size
+                requests.append(group.popleft())
         if len(requests) == max_size:
-            closed_by = ClosedBy.SIZE
-        group.extendleft(reversed(passed_over))
+            closed_by = SIZE
         if not group:
             self._forget_empty(first)
         return self._close(requests, closed_by)
@@ -236,9 +241,6 @@ class Batcher:
         key = (_model(request), request.signature)
         if not self._groups[key]:
             del self._groups[key]
-
-
-_DEADLINE, _SIZE = attrgetter("expires_at"), attrgetter("size")
 
 
 def is_last_attempt(request: Pending) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from promptbus_worker.breaker import Breaker
 from promptbus_worker.deadline import Clock
@@ -29,12 +29,15 @@ requests that are passed over for others nothing but their place. A little too s
 the requests that leave are those with just enough time."""
 
 
-class Call(NamedTuple):
+class Call:
     """One call's circumstances: when it began, how long it may take, and whether deadlines have cut that short."""
 
-    began: float
-    timeout_s: float
-    cut: bool
+    __slots__ = ("began", "cut", "timeout_s")
+
+    def __init__(self, began: float, timeout_s: float, cut: bool) -> None:
+        self.began = began
+        self.timeout_s = timeout_s
+        self.cut = cut
 
 
 class Calls:

@@ -57,7 +57,8 @@ class InFlightFile:
             start = row * _ROW_BYTES
             numbers: list[int] = []
             for partition, offset in part:
-                numbers += (partition, offset)
+                numbers.append(partition)
+                numbers.append(offset)
             _packer(len(part))(self._map, start + _COUNT.size, *numbers)
             _COUNT.pack_into(self._map, start, len(part))
         return rows

@@ -106,7 +106,7 @@ class TritonClient:
         # tritonclient does not unpack.
         sent = {"accept-encoding": "identity"} | own_headers
         self._address = urlsplit(f"//{address}")
-        if transport == "binary" and not self._tls and not RESERVED_HEADERS & own_headers.keys():
+        if transport == "binary" and not self._tls and RESERVED_HEADERS.isdisjoint(own_headers):
             host, port = self._address.hostname, self._address.port
             assert host is not None
             assert port is not None
