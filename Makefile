@@ -56,7 +56,7 @@ soak: ready ## half of what Triton can do, for MINUTES=30: memory, file descript
 lint: ready ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy producer consumer models/gpt4_nano/1 config stack grafana tests bench
+	@$(BIN)/mypy hatch_build.py producer consumer models/gpt4_nano/1 config stack grafana tests bench
 	@$(BIN)/lint-imports
 	@$(BIN)/hadolint consumer/Dockerfile models/Dockerfile
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml

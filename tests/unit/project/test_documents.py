@@ -155,7 +155,7 @@ def test_architecture_names_files_that_exist() -> None:
         path.name
         for folder in ("consumer", "producer", "stack", "models", "config", "grafana")
         for path in (PROJECT / folder).rglob("*.py")
-    }
+    } | {path.name for path in PROJECT.glob("*.py")}
     assert named
     assert named <= known, named - known
     assert {path.name for path in worker.glob("*.py")} - {"__init__.py"} <= named, (
