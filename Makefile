@@ -1,6 +1,6 @@
 # promptbus. `make` lists what there is; `make demo` is the place to start.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-unit chaos overload soak lint check bench lock clean
+.PHONY: help setup demo up down compile test test-unit chaos overload soak lint check bench lock clean
 SHELL := /bin/sh
 BIN := .venv/bin
 # Settings of a cluster of yours must not leak into tests and local servers.
@@ -8,6 +8,9 @@ CLEAN_ENV := env $$(env | sed -n 's/^\(\(KAFKA\|TRITON\|OTEL\)_[A-Za-z0-9_]*\)=.
 
 # Which group protocol workers use where a test does not choose.
 WITH_PROTOCOL := $(if $(PROTOCOL),TEST_GROUP_PROTOCOL=$(PROTOCOL))
+
+# Tests of everything run what is shipped: the compiled worker, where it could be compiled.
+COMPILED := PYTHONPATH="$$($(BIN)/python -m stack.compiled --path)"
 
 # They measure, so nothing may run beside them.
 ALONE := tests/integration/test_throughput.py tests/load/test_load.py
@@ -37,11 +40,14 @@ up: ready ## Kafka, Triton and a worker in the background (WORKER=0: none, ENGIN
 down: ready ## stop what `make up` started
 	@$(BIN)/python -m stack.down
 
-test: ready-to-test ## every test, with real services (PROTOCOL=consumer: with Kafka's new group protocol)
-	@$(CLEAN_ENV) $(WITH_PROTOCOL) $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 tests $(addprefix --ignore ,$(ALONE)) $(PYTEST_ARGS)
-	@$(CLEAN_ENV) $(BIN)/pytest $(ALONE)
+compile: ready ## the worker's hot modules to C, as in the wheel that is published; needs gcc
+	@$(BIN)/python -m stack.compiled
 
-test-unit: ready ## the tests that need no Kafka and no Triton
+test: ready-to-test compile ## every test, with real services (PROTOCOL=consumer: with Kafka's new group protocol)
+	@$(CLEAN_ENV) $(COMPILED) $(WITH_PROTOCOL) $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 tests $(addprefix --ignore ,$(ALONE)) $(PYTEST_ARGS)
+	@$(CLEAN_ENV) $(COMPILED) $(BIN)/pytest $(ALONE)
+
+test-unit: ready ## the tests that need no Kafka and no Triton, on the sources as they are
 	@$(CLEAN_ENV) $(BIN)/pytest -n 2 tests/unit $(PYTEST_ARGS)
 
 chaos: ready ## break everything under load, lose nothing (SEED=…, MINUTES=5, BROKERS=1|3, PROTOCOL=…, ORDERING=…, DELIVERY=…)

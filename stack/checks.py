@@ -76,7 +76,7 @@ def problems(facts: Facts) -> list[Problem]:
         found.append(
             Problem(
                 f"Python 3.11, 3.12 or 3.13 is needed; {facts.python_path} is {facts.python[0]}.{facts.python[1]}.",
-                f"{_install(facts, 'python3.12', 'python3.12-venv')} && make setup PYTHON=python3.12",
+                f"{install_command(facts.package_tool, 'python3.12', 'python3.12-venv')} && make setup PYTHON=python3.12",
             )
         )
     if not facts.venv:
@@ -84,11 +84,11 @@ def problems(facts: Facts) -> list[Problem]:
         found.append(
             Problem(
                 f"{facts.python_path} cannot make virtual environments (no ensurepip).",
-                _install(facts, package),
+                install_command(facts.package_tool, package),
             )
         )
     if not facts.make:
-        found.append(Problem("GNU make is missing.", _install(facts, "make")))
+        found.append(Problem("GNU make is missing.", install_command(facts.package_tool, "make")))
     if facts.system == "Linux":
         found += _linux_problems(facts)
     if facts.memory_mb is not None and facts.memory_mb < MEMORY_MB:
@@ -138,7 +138,9 @@ def _linux_problems(facts: Facts) -> list[Problem]:
             Problem(
                 f"On Python {version} a part of Triton's models' environment (numpy below 2) has to be compiled, and "
                 "there is no C++ compiler or no Python.h. Python 3.11 or 3.12 (PYTHON=…) needs neither.",
-                _install(facts, "g++" if facts.package_tool == "apt-get" else "gcc-c++", package),
+                install_command(
+                    facts.package_tool, "g++" if facts.package_tool == "apt-get" else "gcc-c++", package
+                ),
             )
         )
     if facts.shm_mb is not None and facts.shm_mb < SHM_MB:
@@ -163,16 +165,22 @@ def _libpython_problem(facts: Facts) -> Problem:
     return Problem(sentence, "make setup PYTHON=/path/to/a/python3 # one that was built with --enable-shared")
 
 
-def _install(facts: Facts, *packages: str) -> str:
+def install_command(tool: str, *packages: str) -> str:
+    """What installs these packages with the machine's `tool`."""
     names = " ".join(packages)
-    if facts.package_tool in ("dnf", "zypper", "pacman"):
+    if tool in ("dnf", "zypper", "pacman"):
         # There venv is a part of Python, and Arch has one Python only.
         names = " ".join(p for p in packages if not p.endswith("-venv")) or names.removesuffix("-venv")
-        verb = "-S" if facts.package_tool == "pacman" else "install"
-        return f"sudo {facts.package_tool} {verb} {names}"
-    if facts.package_tool == "brew":
+        return f"sudo {tool} {'-S' if tool == 'pacman' else 'install'} {names}"
+    if tool == "brew":
         return f"brew install {names.split()[0].replace('python', 'python@').removesuffix('-venv')}"
     return f"sudo apt-get install {names}"
+
+
+def package_tool() -> str:
+    """The machine's; empty if it has none of those known here."""
+    tools = ("apt-get", "dnf", "zypper", "pacman", "brew")
+    return next((tool for tool in tools if shutil.which(tool)), "")
 
 
 def triton_here(facts: Facts) -> str:
@@ -190,7 +198,6 @@ NO_TRITON_SENTENCE = (
 
 def gather(everything_cached: bool) -> Facts:
     project = Path(__file__).resolve().parent.parent
-    tools = ("apt-get", "dnf", "zypper", "pacman", "brew")
     return Facts(
         system=platform.system(),
         machine=platform.machine(),
@@ -205,7 +212,7 @@ def gather(everything_cached: bool) -> Facts:
         project_disk_mb=_disk_mb(project),
         shm_mb=_disk_mb(Path("/dev/shm")) if platform.system() == "Linux" else None,  # noqa: S108
         docker=_docker_answers() if platform.system() == "Darwin" else False,
-        package_tool=next((tool for tool in tools if shutil.which(tool)), ""),
+        package_tool=package_tool(),
         everything_cached=everything_cached,
         compiler=shutil.which("g++") is not None
         and Path(sysconfig.get_path("include"), "Python.h").is_file(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from hatch_build import CompiledModules
+from stack import compiled
 from stack.cache import PROJECT
 
 WHEEL = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
@@ -32,6 +34,13 @@ def test_every_module_that_is_compiled_exists_and_is_in_the_wheel() -> None:
     for name in MODULES:
         assert (PROJECT / name).is_file(), name
         assert any(name.startswith(f"{package}/") for package in WHEEL["packages"]), name
+
+
+def test_all_of_them_run_compiled_or_none_does() -> None:
+    """`make test` runs all of this against the compiled ones."""
+    names = [name.split("/", 1)[1].removesuffix(".py").replace("/", ".") for name in MODULES]
+    sources = [str(importlib.import_module(name).__file__).endswith(".py") for name in names]
+    assert set(sources) == {str(compiled.entry().path) not in sys.path}
 
 
 def test_what_compiles_is_what_is_locked() -> None:
