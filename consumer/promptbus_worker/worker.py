@@ -25,7 +25,7 @@ import uvloop
 
 from promptbus.masking import secrets_of
 from promptbus.settings import load
-from promptbus_worker import kafka, logs, tracing
+from promptbus_worker import kafka, logs, record, tracing
 from promptbus_worker.heartbeat import DRAINING, SLOT_VARIABLE, Heartbeat, HeartbeatWriter
 from promptbus_worker.metrics import Metrics
 from promptbus_worker.model import InferenceClient
@@ -44,6 +44,8 @@ HEARTBEAT_EVERY_TICKS = 5
 FLUSH_S = 1.5
 """For the last spans, after the drain; the supervisor waits a little longer than both."""
 OBJECTS_BETWEEN_COLLECTIONS = 100_000
+COMPILED = not record.__file__.endswith(".py")
+"""The modules of a request's path are C, as in a wheel that was built so (hatch_build.py)."""
 
 
 class Worker:
@@ -109,7 +111,7 @@ class Worker:
         await asyncio.to_thread(path.connect)
         _collect_rarely()
         path.start()
-        log.info("consuming", extra={"topic": self._settings.kafka_request_topic})
+        log.info("consuming", extra={"topic": self._settings.kafka_request_topic, "compiled": COMPILED})
         await self._stopping.wait()
         log.info("draining", extra={"reason": self._reason or "told to stop"})
         self._beat()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import time
 from datetime import datetime
@@ -10,6 +11,7 @@ from datetime import datetime
 import pytest
 
 from promptbus_worker.startup import SAY_EVERY_S
+from stack import compiled
 from stack.ports import free_ports
 from tests.integration.account import Account
 from tests.integration.system import System, Workers, eventually
@@ -34,6 +36,14 @@ def test_missing_topics_are_made_where_that_is_allowed(whole: System) -> None:
     whole.publish([b"no request"])
     (dead,) = whole.reader(dead_letters, 1).records(1, 30)
     assert dead.value == b"no request"
+    assert workers.terminate() == 0
+
+
+def test_the_worker_says_whether_it_runs_compiled(whole: System) -> None:
+    workers = whole.start().ready()
+    (line,) = [line for line in workers.lines() if line["message"] == "consuming"]
+    built = compiled.environment()
+    assert bool(line["compiled"]) == bool(built and os.environ.get("PYTHONPATH") == built["PYTHONPATH"])
     assert workers.terminate() == 0
 
 
