@@ -69,7 +69,7 @@ lint: ready ## format, lint, types, import rules
 
 check: lint test-unit ## what to run before a commit
 
-bench: ready ## promptbus beside others, 15 minutes (QUICK=1: 3; PEERS=1: more of them; WORKLOADS=…, ROUNDS=5)
+bench: compile ## promptbus beside others, 15 minutes (QUICK=1: 3; PEERS=1: more of them; WORKLOADS=…, ROUNDS=5)
 	@$(CLEAN_ENV) $(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(PEERS),--peers) $(if $(WORKLOADS),--workloads '$(WORKLOADS)') $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_ARGS)
 
 lock: ready ## write requirements/*.txt anew from pyproject.toml and requirements/*.in

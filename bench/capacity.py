@@ -22,6 +22,7 @@ from bench.measuring.run import CONTENDER
 from bench.queueing import Server, processor_bound
 from bench.services import Services
 from bench.workloads import BY_NAME, SLOW_INSTANCES, SLOW_MS, Workload
+from stack import compiled
 from stack.cache import PROJECT
 from stack.errors import StackError
 from stack.process import end_like_an_interrupt
@@ -189,7 +190,8 @@ def main(arguments: Sequence[str]) -> int:
 
     parts = [
         f"{len(os.sched_getaffinity(0))} cores for Kafka, Triton, workers and load together, "
-        f"{datetime.now(UTC):%Y-%m-%d}; the load average before it began was {os.getloadavg()[0]:.1f}.\n"
+        f"{datetime.now(UTC):%Y-%m-%d}, the workers {'compiled' if compiled.environment() else 'not compiled'}; "
+        f"the load average before it began was {os.getloadavg()[0]:.1f}.\n"
     ]
     try:
         with Services(engine=None, say=say) as services:

@@ -21,10 +21,11 @@ NOT_YET = "Not measured yet.\n"
 def section(results: Results) -> str:
     """What stands between the marks."""
     cores, when = results.machine.get("cores", "?"), results.measured_at[:10]
+    worker = f", the worker {results.machine['worker']}" if "worker" in results.machine else ""
     return "\n".join(
         [
             f"![prompts per second beside a loop without Kafka]({CHART.relative_to(PROJECT)})\n",
-            f"{cores} cores for Kafka, Triton, worker and load together; medians of {results.rounds} interleaved "
+            f"{cores} cores for Kafka, Triton, worker and load together{worker}; medians of {results.rounds} interleaved "
             f"rounds, {when}.\n",
             tables.markdown(tables.aims(results)),
             "The instant model, everybody beside each other (CPU in µs per prompt):\n",

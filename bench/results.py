@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from bench.measuring.figures import Figures
+from stack import compiled
 
 PACKAGES = ("confluent-kafka", "tritonclient", "aiohttp", "uvloop", "numpy")
 
@@ -69,5 +70,6 @@ def _machine() -> dict[str, str]:
         "cores": str(cores),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
+        "worker": "compiled" if compiled.environment() else "not compiled",
     }
     return facts | {name: version(name) for name in PACKAGES}

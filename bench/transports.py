@@ -2,7 +2,8 @@
 
 Batches of 8 prompts at concurrency 4 on uvloop, against a server that answers at once with ready-made bytes (what is
 left is the client), and against real Triton with the model's `canned` engine. Rounds are interleaved; printed are
-medians of this process's CPU per prompt and of prompts per second, and of the rounds' ratios.
+medians of this process's CPU per prompt and of prompts per second, and of the rounds' ratios. To measure them compiled
+(`make compile`), set PYTHONPATH to what `python -m stack.compiled --path` prints.
 """
 
 import argparse

@@ -7,6 +7,7 @@ from functools import partial
 from bench.contenders import perf_analyzer
 from bench.contenders.contender import Command, Contender, Place
 from bench.contenders.peers import PEERS
+from stack import compiled
 from stack.cache import PROJECT
 
 PROMPTBUS = "promptbus"
@@ -19,7 +20,7 @@ _FIND_BENCH = {"PYTHONPATH": str(PROJECT)}
 
 
 def promptbus_command(processes: int, place: Place, settings: Mapping[str, str] | None = None) -> Command:
-    """The worker with its defaults, but for these settings."""
+    """The worker with its defaults, but for these settings; compiled, if it is."""
     environment = {
         "KAFKA_BOOTSTRAP": place.bootstrap,
         "KAFKA_REQUEST_TOPIC": place.requests,
@@ -32,7 +33,10 @@ def promptbus_command(processes: int, place: Place, settings: Mapping[str, str] 
         "LOG_LEVEL": "warning",
         "WORKER_PROCESSES": str(processes),
     }
-    return Command([sys.executable, "-m", "promptbus", "worker"], environment | dict(settings or {}))
+    return Command(
+        [sys.executable, "-m", "promptbus", "worker"],
+        environment | compiled.environment() | dict(settings or {}),
+    )
 
 
 def one_at_a_time_command(place: Place) -> Command:

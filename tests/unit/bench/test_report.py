@@ -96,6 +96,13 @@ def test_readme_and_chart_show_the_latest_results() -> None:
     assert readme.main(["--check"]) == 0
 
 
+def test_readme_says_whether_the_worker_was_compiled() -> None:
+    made = results()
+    assert "worker and load together; medians of 3 interleaved" in readme.section(made)
+    made.machine["worker"] = "compiled"
+    assert "worker and load together, the worker compiled; medians of 3 interleaved" in readme.section(made)
+
+
 def test_readme_that_differs_from_the_results_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
