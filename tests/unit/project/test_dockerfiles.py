@@ -51,14 +51,13 @@ def test_what_is_copied_exists_and_is_sent_to_the_builder(dockerfile: Path) -> N
 
 
 def test_the_build_requirements_are_the_backend_and_what_it_needs(tmp_path: Path) -> None:
-    (run, *_) = instructions(WORKER, "RUN")
+    (run,) = [run for run in instructions(WORKER, "RUN") if run.startswith("awk ")]
     cut, _, _ = run.partition("&& python ")
-    assert cut.startswith("awk ")
     (tmp_path / "requirements").mkdir()
     shutil.copy(PROJECT / "requirements" / "dev.txt", tmp_path / "requirements")
     subprocess.run(["sh", "-c", cut], cwd=tmp_path, check=True)
     lines = (tmp_path / "requirements" / "build.txt").read_text().splitlines()
-    pins = {match[1]: match[2] for line in lines if (match := re.match(r"([\w.-]+)==(\S+) \\$", line))}
+    pins = {match[1]: match[2] for line in lines if (match := re.match(r"([\w.-]+)==(\S+) (;.* )?\\$", line))}
     assert {name: metadata.version(name) for name in backend()} == pins
     others = [line for line in lines if not re.match(r"[\w.-]+==", line)]
     assert all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line) for line in others)
@@ -66,8 +65,10 @@ def test_the_build_requirements_are_the_backend_and_what_it_needs(tmp_path: Path
 
 
 def backend() -> set[str]:
-    """pyproject.toml's build requirements with all that they require, by canonical name."""
-    waiting = list(tomllib.loads((PROJECT / "pyproject.toml").read_text())["build-system"]["requires"])
+    """pyproject.toml's build requirements, and its hook's, with all that they require, by canonical name."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    hook = project["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]
+    waiting = [*project["build-system"]["requires"], *hook["dependencies"]]
     found: set[str] = set()
     while waiting:
         requirement = Requirement(waiting.pop())
@@ -79,6 +80,18 @@ def backend() -> set[str]:
         found.add(name)
         waiting += metadata.requires(name) or []
     return found
+
+
+def test_the_image_has_the_compiled_wheel_and_only_its_build_stage_a_compiler() -> None:
+    runs = instructions(WORKER, "RUN")
+    assert [
+        run for run in runs if run.startswith("HATCH_BUILD_HOOK_ENABLE_CUSTOM=true ") and "pip wheel" in run
+    ]
+    (apt,) = [run for run in runs if "apt-get install" in run]
+    assert {"gcc", "libc6-dev"} <= set(apt.split())
+    assert {"hatch_build.py", "pyproject.toml"} <= set(copied(WORKER))
+    _, _, final = WORKER.read_text().rpartition("\nFROM ")
+    assert "RUN" not in final
 
 
 def test_the_wheel_is_all_that_the_image_needs(tmp_path: Path) -> None:
