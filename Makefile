@@ -50,14 +50,14 @@ test: ready-to-test compile ## every test, with real services (PROTOCOL=consumer
 test-unit: ready ## the tests that need no Kafka and no Triton, on the sources as they are
 	@$(CLEAN_ENV) $(BIN)/pytest -n 2 tests/unit $(PYTEST_ARGS)
 
-chaos: ready ## break everything under load, lose nothing (SEED=…, MINUTES=5, BROKERS=1|3, PROTOCOL=…, ORDERING=…, DELIVERY=…)
-	@$(CLEAN_ENV) $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BROKERS),--brokers $(BROKERS)) $(if $(PROTOCOL),--protocol $(PROTOCOL)) $(if $(ORDERING),--ordering $(ORDERING)) $(if $(DELIVERY),--delivery $(DELIVERY))
+chaos: compile ## break everything under load, lose nothing (SEED=…, MINUTES=5, BROKERS=1|3, PROTOCOL=…, ORDERING=…, DELIVERY=…)
+	@$(CLEAN_ENV) $(COMPILED) $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BROKERS),--brokers $(BROKERS)) $(if $(PROTOCOL),--protocol $(PROTOCOL)) $(if $(ORDERING),--ordering $(ORDERING)) $(if $(DELIVERY),--delivery $(DELIVERY))
 
-overload: ready ## three times what Triton can do, for MINUTES=5: full speed, flat memory, quick recovery
-	@$(CLEAN_ENV) $(BIN)/python -m tests.load overload $(if $(MINUTES),--minutes $(MINUTES))
+overload: compile ## three times what Triton can do, for MINUTES=5: full speed, flat memory, quick recovery
+	@$(CLEAN_ENV) $(COMPILED) $(BIN)/python -m tests.load overload $(if $(MINUTES),--minutes $(MINUTES))
 
-soak: ready ## half of what Triton can do, for MINUTES=30: memory, file descriptors and threads stay flat
-	@$(CLEAN_ENV) $(BIN)/python -m tests.load soak $(if $(MINUTES),--minutes $(MINUTES))
+soak: compile ## half of what Triton can do, for MINUTES=30: memory, file descriptors and threads stay flat
+	@$(CLEAN_ENV) $(COMPILED) $(BIN)/python -m tests.load soak $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: ready ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .
