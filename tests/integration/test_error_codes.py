@@ -287,27 +287,27 @@ def test_a_deadline_that_passes_while_triton_is_gone(shared_kafka: Kafka, tmp_pa
 
 
 DEFECT = """
-from promptbus import messages
+import orjson
 
-sound = messages.read_request_headers
+sound = orjson.loads
 
-def broken(headers):
-    if any(name == "x-defect" for name, _ in headers or ()):
+def broken(value):
+    if b"its own id" in value:
         raise RuntimeError("a defect: secret detail")
-    return sound(headers)
+    return sound(value)
 
-messages.read_request_headers = broken
+orjson.loads = broken
 """
 
 
 def test_a_defect_of_our_own(shared_kafka: Kafka, shared_triton: Triton, tmp_path: Path) -> None:
-    """Injected before the worker imports what it breaks; the request next to it is answered."""
+    """Injected into what compiled code looks up when it calls it; the request next to it is answered."""
     injected = tmp_path / "injected"
     injected.mkdir()
     (injected / "sitecustomize.py").write_text(DEFECT)
     path = [str(injected), *filter(None, [os.environ.get("PYTHONPATH")])]
     for made in table(shared_kafka, shared_triton, tmp_path, PYTHONPATH=os.pathsep.join(path)):
-        sending = Sending(body("x", request_id="its own id"), b"defect", [("x-defect", b"")], partition=0)
+        sending = Sending(body("x", request_id="its own id"), b"defect", partition=0)
         places = made.whole.send([sending, Sending(body("x", request_id="sound"), partition=0)])
         derived = f"{made.whole.requests}-{places[0][0]}-{places[0][1]}"
         record = made.whole.reply_to(derived)
