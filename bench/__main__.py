@@ -16,7 +16,7 @@ from confluent_kafka import KafkaException
 
 from bench import chart, readme, recorded, rounds, tables, workloads
 from bench.contenders.known import CONTENDERS
-from bench.results import Results, here, save
+from bench.results import COMPILED, Results, here, save
 from bench.services import Services
 from bench.workloads import BY_NAME, DEFAULT, REAL, Workload
 from stack.cache import PROJECT
@@ -96,6 +96,8 @@ def judge(results: Results) -> int:
     sentences = recorded.step_backs(results, known)
     for sentence in sentences:
         print(f"✗ {sentence}", file=sys.stderr)
+    if sentences and results.machine.get("worker") != COMPILED:
+        print("The worker is not compiled here, and those recorded are: make compile.", file=sys.stderr)
     count = recorded.judged(results, known)
     if not count:
         print(

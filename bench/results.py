@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from bench.measuring.figures import Figures
 from stack import compiled
 
+COMPILED = "compiled"
 PACKAGES = ("confluent-kafka", "tritonclient", "aiohttp", "uvloop", "numpy")
 
 
@@ -70,6 +71,6 @@ def _machine() -> dict[str, str]:
         "cores": str(cores),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
-        "worker": "compiled" if compiled.environment() else "not compiled",
+        "worker": COMPILED if compiled.environment() else f"not {COMPILED}",
     }
     return facts | {name: version(name) for name in PACKAGES}

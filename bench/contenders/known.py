@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 
 from bench.contenders import perf_analyzer
 from bench.contenders.contender import Command, Contender, Place
@@ -16,6 +16,8 @@ BARE_LOOP = "bare tritonclient loop"
 PERF_ANALYZER = "perf_analyzer"
 ONE_AT_A_TIME = "one at a time"
 
+# Asked once: a source that changes meanwhile must not change who is measured.
+_compiled = cache(compiled.environment)
 _FIND_BENCH = {"PYTHONPATH": str(PROJECT)}
 
 
@@ -35,7 +37,7 @@ def promptbus_command(processes: int, place: Place, settings: Mapping[str, str] 
     }
     return Command(
         [sys.executable, "-m", "promptbus", "worker"],
-        environment | compiled.environment() | dict(settings or {}),
+        environment | _compiled() | dict(settings or {}),
     )
 
 

@@ -134,7 +134,7 @@ class Replies(ABC):
             request.phase = ANSWERED
             request.code = code
             request.answered_at = now
-        self.unacknowledged.update(dict.fromkeys(requests))
+            self.unacknowledged[request] = None
         self._on_answered(requests, now)
 
     def _timings(self, request: Pending, wall_ms: float) -> tuple[float, float, float]:

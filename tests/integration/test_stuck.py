@@ -23,7 +23,9 @@ RESTARTS = "promptbus_worker_restarts_total"
 # folder does.
 STANDS_STILL = """
 import os, signal, sys, threading, time
-from promptbus_worker import intake, worker
+from functools import partial
+from confluent_kafka import Consumer
+from promptbus_worker import path, worker
 
 asked = threading.Event()
 
@@ -34,14 +36,14 @@ if os.environ["STAND_STILL"] == "loop":
     signal.signal(signal.SIGUSR2, lambda *_: stand_still())
 else:
     signal.signal(signal.SIGUSR2, lambda *_: asked.set())
-    step = intake.Intake._step
 
-    def step_or_stand_still(self, consumer):
-        if asked.is_set():
-            stand_still()
-        step(self, consumer)
+    class StandsStill(Consumer):
+        def poll(self, timeout):
+            if asked.is_set():
+                stand_still()
+            return super().poll(timeout)
 
-    intake.Intake._step = step_or_stand_still
+    path.Intake = partial(path.Intake, make_consumer=StandsStill)
 sys.exit(worker.main())
 """
 
