@@ -187,12 +187,13 @@ class Batcher:
         max_size = self._max_size(model)
         room = self._max_bytes
         requests: list[Pending] = []
-        passed_over: list[Pending] = []
+        passed_over: deque[Pending] = deque()
         answered_at: float | None = None  # asked for only where there are deadlines
         closed_by = LINGER if self._linger_s else SLOT
-        while len(requests) < max_size and group:
-            request = group[0]
-            if request.expires_at is not None:
+        while len(requests) < max_size and (group or passed_over):
+            queue = group or passed_over
+            request = queue[0]
+            if request.expires_at is not None and queue is group:
                 if answered_at is None:
                     answered_at = now + usual_call_s(model)
                 if request.expires_at < answered_at:
@@ -202,17 +203,10 @@ class Batcher:
                 closed_by = BYTES
                 break
             room -= request.size
-            requests.append(group.popleft())
-        if passed_over:
-            group.extendleft(reversed(passed_over))
-            while len(requests) < max_size and group and closed_by is not BYTES:
-                if group[0].size > room and requests:
-                    closed_by = BYTES
-                    break
-                room -= group[0].size
-                requests.append(group.popleft())
+            requests.append(queue.popleft())
         if len(requests) == max_size:
             closed_by = SIZE
+        group.extendleft(reversed(passed_over))
         if not group:
             self._forget_empty(first)
         return self._close(requests, closed_by)

@@ -127,7 +127,7 @@ class Calls:
         self, model: str, inputs: list[Inputs], timeout_s: float
     ) -> tuple[str, list[Row | BadRow]]:
         began = self._clock()
-        result = ""
+        result = ""  # broken off. Not None: mypy takes it for set in the `finally`, and compiled code believes that
         self._running[call := object()] = began
         try:
             answer = await self._client.infer(self._specs[model], inputs, timeout_s)

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -55,11 +56,7 @@ class InFlightFile:
             row = self._free.pop()
             rows.append(row)
             start = row * _ROW_BYTES
-            numbers: list[int] = []
-            for partition, offset in part:
-                numbers.append(partition)
-                numbers.append(offset)
-            _packer(len(part))(self._map, start + _COUNT.size, *numbers)
+            _packer(len(part))(self._map, start + _COUNT.size, *chain.from_iterable(part))
             _COUNT.pack_into(self._map, start, len(part))
         return rows
 

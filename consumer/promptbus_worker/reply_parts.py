@@ -1,4 +1,8 @@
-"""What replies work with, however they get to the broker."""
+"""What replies work with, however they get to the broker.
+
+Not in replies.py, which is compiled: a compiled dataclass looks the types of its fields up, and metrics must not be imported
+by whoever imports replies.
+"""
 
 from __future__ import annotations
 

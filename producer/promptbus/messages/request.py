@@ -11,7 +11,8 @@ reads the object, and only the rules for the fields are its own.
 """
 
 import json
-from typing import Annotated, ClassVar, Final, NamedTuple, TypeGuard
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeGuard
 
 from .codes import ErrorCode
 from .json_object import Json, JsonObject, NotAnObject, read_object, require_json, write_object
@@ -24,14 +25,9 @@ MAX_TEMPERATURE: Final = 2
 _NAMED = 64  # characters of a sender's name for something that a sentence quotes
 
 
-class _Nothing(dict[str, Json]):
-    """The default of what may hold anything: nobody can fill it by accident."""
-
-    def __setitem__(self, name: str, value: Json) -> None:
-        raise TypeError("this is the default; give the request an object of its own")
-
-
-_NOTHING = _Nothing()
+# A default that nobody can fill by accident. It is no dict (which compiled code would insist on), but false like an empty
+# one, and never encoded.
+_NOTHING: Any = MappingProxyType({})
 
 
 class Request(NamedTuple):
