@@ -16,7 +16,8 @@ from confluent_kafka import KafkaException
 
 from bench import chart, readme, recorded, rounds, tables, workloads
 from bench.contenders.known import CONTENDERS
-from bench.results import COMPILED, Results, here, save
+from bench.environments import COMPILED
+from bench.results import Results, here, save
 from bench.services import Services
 from bench.workloads import BY_NAME, DEFAULT, REAL, Workload
 from stack.cache import PROJECT

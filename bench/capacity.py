@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
-from bench import tables
+from bench import environments, tables
 from bench.contenders.contender import Contender
 from bench.contenders.known import promptbus_command
 from bench.measuring import latency, window
@@ -22,7 +22,6 @@ from bench.measuring.run import CONTENDER
 from bench.queueing import Server, processor_bound
 from bench.services import Services
 from bench.workloads import BY_NAME, SLOW_INSTANCES, SLOW_MS, Workload
-from stack import compiled
 from stack.cache import PROJECT
 from stack.errors import StackError
 from stack.process import end_like_an_interrupt
@@ -190,7 +189,7 @@ def main(arguments: Sequence[str]) -> int:
 
     parts = [
         f"{len(os.sched_getaffinity(0))} cores for Kafka, Triton, workers and load together, "
-        f"{datetime.now(UTC):%Y-%m-%d}, the workers {'compiled' if compiled.environment() else 'not compiled'}; "
+        f"{datetime.now(UTC):%Y-%m-%d}, the workers {environments.worker_state()}; "
         f"the load average before it began was {os.getloadavg()[0]:.1f}.\n"
     ]
     try:

@@ -7,12 +7,14 @@ import ctypes.util
 import platform
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
-from stack import contents, debian, downloads
+from stack import compiled, contents, debian, downloads
 from stack.cache import Entry, digest
 
 LIBRARY = "libb64.so.0d"
+COMPILED = "compiled"
 
 
 def environment(name: str) -> Entry:
@@ -20,6 +22,20 @@ def environment(name: str) -> Entry:
     file = contents.REQUIREMENTS / f"{name}.txt"
     python = f"{platform.python_version()} {platform.machine()} {sys.base_prefix}"
     return Entry(f"bench-{name}", digest(file.read_bytes(), python))
+
+
+@cache
+def compiled_worker() -> dict[str, str]:
+    """What makes a worker's process run compiled; nothing if it is not built.
+
+    Asked once: a source that changes meanwhile must not change who is measured.
+    """
+    return compiled.environment()
+
+
+def worker_state() -> str:
+    """How the worker is measured: `COMPILED`, or not."""
+    return COMPILED if compiled_worker() else f"not {COMPILED}"
 
 
 def python_of(name: str) -> Path:

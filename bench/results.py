@@ -10,10 +10,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from bench import environments
 from bench.measuring.figures import Figures
-from stack import compiled
 
-COMPILED = "compiled"
 PACKAGES = ("confluent-kafka", "tritonclient", "aiohttp", "uvloop", "numpy")
 
 
@@ -71,6 +70,6 @@ def _machine() -> dict[str, str]:
         "cores": str(cores),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
-        "worker": COMPILED if compiled.environment() else f"not {COMPILED}",
+        "worker": environments.worker_state(),
     }
     return facts | {name: version(name) for name in PACKAGES}

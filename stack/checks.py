@@ -133,13 +133,14 @@ def _linux_problems(facts: Facts) -> list[Problem]:
         found.append(_libpython_problem(facts))
     if facts.python >= (3, 13) and not facts.compiler and not facts.everything_cached:
         version = "{}.{}".format(*facts.python)
-        package = f"python{version}-dev" if facts.package_tool == "apt-get" else f"python{version}-devel"
         found.append(
             Problem(
                 f"On Python {version} a part of Triton's models' environment (numpy below 2) has to be compiled, and "
                 "there is no C++ compiler or no Python.h. Python 3.11 or 3.12 (PYTHON=…) needs neither.",
                 install_command(
-                    facts.package_tool, "g++" if facts.package_tool == "apt-get" else "gcc-c++", package
+                    facts.package_tool,
+                    "g++" if facts.package_tool == "apt-get" else "gcc-c++",
+                    headers_package(facts.package_tool, version),
                 ),
             )
         )
@@ -175,6 +176,18 @@ def install_command(tool: str, *packages: str) -> str:
     if tool == "brew":
         return f"brew install {names.split()[0].replace('python', 'python@').removesuffix('-venv')}"
     return f"sudo apt-get install {names}"
+
+
+def headers_package(tool: str, version: str) -> str:
+    """What has Python.h for Python `version`, as `tool` calls it."""
+    if tool == "pacman":
+        return "python"
+    return f"python{version}-{'devel' if tool in ('dnf', 'zypper') else 'dev'}"
+
+
+def has_headers() -> bool:
+    """Whether this Python's are here."""
+    return Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
 def package_tool() -> str:
@@ -214,8 +227,7 @@ def gather(everything_cached: bool) -> Facts:
         docker=_docker_answers() if platform.system() == "Darwin" else False,
         package_tool=package_tool(),
         everything_cached=everything_cached,
-        compiler=shutil.which("g++") is not None
-        and Path(sysconfig.get_path("include"), "Python.h").is_file(),
+        compiler=shutil.which("g++") is not None and has_headers(),
     )
 
 

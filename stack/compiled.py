@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stack.cache import PROJECT, Entry, cache_root, digest
-from stack.checks import install_command, package_tool
+from stack.checks import has_headers, headers_package, install_command, package_tool
 from stack.errors import StackError
 
 PACKAGES = ("producer/promptbus", "consumer/promptbus_worker")
@@ -65,9 +65,8 @@ def lacking() -> str:
     missing: dict[str, str] = {}
     if not shutil.which(compiler):
         missing["no C compiler"] = "gcc"
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        suffix = "devel" if tool in ("dnf", "zypper") else "dev"
-        missing["no Python.h"] = "python" if tool == "pacman" else f"python{version}-{suffix}"
+    if not has_headers():
+        missing["no Python.h"] = headers_package(tool, version)
     if not missing:
         return ""
     apple = platform.system() == "Darwin"

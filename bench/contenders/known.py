@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import partial
 
+from bench import environments
 from bench.contenders import perf_analyzer
 from bench.contenders.contender import Command, Contender, Place
 from bench.contenders.peers import PEERS
-from stack import compiled
 from stack.cache import PROJECT
 
 PROMPTBUS = "promptbus"
@@ -16,8 +16,6 @@ BARE_LOOP = "bare tritonclient loop"
 PERF_ANALYZER = "perf_analyzer"
 ONE_AT_A_TIME = "one at a time"
 
-# Asked once: a source that changes meanwhile must not change who is measured.
-_compiled = cache(compiled.environment)
 _FIND_BENCH = {"PYTHONPATH": str(PROJECT)}
 
 
@@ -37,7 +35,7 @@ def promptbus_command(processes: int, place: Place, settings: Mapping[str, str] 
     }
     return Command(
         [sys.executable, "-m", "promptbus", "worker"],
-        environment | _compiled() | dict(settings or {}),
+        environment | environments.compiled_worker() | dict(settings or {}),
     )
 
 
