@@ -25,8 +25,8 @@ MAX_TEMPERATURE: Final = 2
 _NAMED = 64  # characters of a sender's name for something that a sentence quotes
 
 
-# A default that nobody can fill by accident. It is no dict (which compiled code would insist on), but false like an empty
-# one, and never encoded.
+# A default that nobody can fill by accident. It is no dict, but false like an empty one, and never encoded. Its type does not
+# say that it is one: compiled code would insist.
 _NOTHING: Any = MappingProxyType({})
 
 
@@ -135,10 +135,8 @@ def encode_request(request: Request) -> bytes:
 
     Raises InvalidRequest for what a worker would refuse, and for values that JSON cannot hold.
     """
-    body: dict[str, object] = {}
-    for name, value in zip(Request._fields, request, strict=True):
-        if value is not None and value != {}:
-            body[name] = value
+    given = request._asdict().items()
+    body: dict[str, object] = {name: value for name, value in given if value is not None and value != {}}
     try:
         require_json(body)
         encoded = write_object(body, "metadata")
