@@ -107,7 +107,7 @@ def main(arguments: list[str]) -> int:
     try:
         build(lambda text: print(text, flush=True))
     except NoCompiler as error:
-        print(f"The worker runs uncompiled, at about two thirds of the speed: {error}.")
+        print(f"The worker runs uncompiled, at about four fifths of the speed: {error}.")
     except StackError as error:
         print(f"\n✗ {error}", file=sys.stderr)
         return 1

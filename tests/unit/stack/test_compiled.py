@@ -86,7 +86,7 @@ def test_without_a_compiler_the_sources_run_and_the_command_that_mends_it_is_tol
         (tmp_path / "Python.h").unlink()
     assert compiled.main([]) == 0
     (sentence,) = capsys.readouterr().out.splitlines()
-    assert sentence.startswith("The worker runs uncompiled, at about two thirds of the speed: ")
+    assert sentence.startswith("The worker runs uncompiled, at about four fifths of the speed: ")
     assert says in sentence
     assert compiled.environment() == {}
 
