@@ -19,10 +19,6 @@ SEEN_WITHIN_S = 60.0
 BETWEEN_RESETS_S = 0.3
 FULL_QUEUE_IN_HAND = 60
 """Requests that the workers with small queues need in hand for their answers to fill them."""
-PILING_UP_S = 1.0
-"""Triton's answers are late by this until they have: workers that keep up with the load have not so many."""
-IN_HAND_WITHIN_S = 2 * SEEN_WITHIN_S
-"""The fault before it may have left them without partitions, and two more joins may be needed."""
 CLEAN_EXITS = (0, 3)
 """Drained, or drained as far as there was time: what was left is read again."""
 
@@ -107,10 +103,15 @@ def _freeze_supervisor(cluster: Cluster, fault: Fault) -> Struck:
     return _freeze(cluster, slot, [supervisor, *cluster.children(slot)])
 
 
-def _terminate_supervisor(cluster: Cluster, fault: Fault) -> Struck:
-    slot = fault.target % SUPERVISORS
+def _terminate(cluster: Cluster, slot: int) -> int:
     code = cluster.supervisors[slot].terminate(SEEN_WITHIN_S)
     assert code in CLEAN_EXITS, f"the supervisor ended with {code} after SIGTERM"
+    return code
+
+
+def _terminate_supervisor(cluster: Cluster, fault: Fault) -> Struck:
+    slot = fault.target % SUPERVISORS
+    code = _terminate(cluster, slot)
 
     def heal() -> None:
         cluster.start(slot)
@@ -129,8 +130,8 @@ def _member_comes_and_goes(cluster: Cluster, _: Fault) -> Struck:
     )
 
     def heal() -> None:
-        code = cluster.supervisors.pop(slot).terminate(SEEN_WITHIN_S)
-        assert code in CLEAN_EXITS, f"the supervisor ended with {code} after SIGTERM"
+        _terminate(cluster, slot)
+        cluster.supervisors.pop(slot)
 
     return Struck(f"slot {slot}", f"{got:g} partitions moved", heal)
 
@@ -159,17 +160,17 @@ def _kill_controller(cluster: Cluster, _: Fault) -> Struck:
 
 
 def _full_producer_queue(cluster: Cluster, _: Fault) -> Struck:
-    """No broker at all, while Triton goes on answering."""
-    small, proxy = cluster.supervisors[0], cluster.triton_proxy
+    """No broker at all, while Triton goes on answering.
+
+    The workers with small queues are left alone first: then what is open, which the load keeps up, is theirs. Beside
+    others they may hold next to nothing: two keys have a fifth of the requests each, and anyone can have their partitions.
+    """
+    small, others = cluster.supervisors[0], range(1, SUPERVISORS)
+    for slot in others:
+        _terminate(cluster, slot)
     enough = f"{FULL_QUEUE_IN_HAND} in hand, to fill it"
-    before = proxy.delay_s
-    proxy.delay_s = max(before, PILING_UP_S)
-    try:
-        eventually(enough, lambda: in_hand(small) >= FULL_QUEUE_IN_HAND, IN_HAND_WITHIN_S)
-        # Before Triton answers at its own speed again: a fast worker would have them acknowledged first.
-        killed = _kill_brokers(cluster, cluster.kafka.brokers)
-    finally:
-        proxy.delay_s = before
+    eventually(enough, lambda: in_hand(small) >= FULL_QUEUE_IN_HAND, SEEN_WITHIN_S)
+    killed = _kill_brokers(cluster, cluster.kafka.brokers)
 
     def waiting_replies() -> float:
         now = small.metrics()
@@ -179,7 +180,15 @@ def _full_producer_queue(cluster: Cluster, _: Fault) -> Struck:
         return replies if idle and replies > SMALL_QUEUE * len(cluster.children(0)) else 0
 
     replies = eventually("more replies wait than the queue takes", waiting_replies, SEEN_WITHIN_S)
-    return Struck(killed, f"{replies:g} replies before queues of {SMALL_QUEUE}", cluster.start_brokers)
+
+    def heal() -> None:
+        cluster.start_brokers()
+        for slot in others:
+            cluster.start(slot)
+        for slot in others:
+            cluster.await_complete(slot)
+
+    return Struck(killed, f"{replies:g} replies before queues of {SMALL_QUEUE}", heal)
 
 
 def _spoil_kafka(cluster: Cluster, fault: Fault, *, half_open: bool) -> Struck:
