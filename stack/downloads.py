@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from stack.errors import StackError
@@ -94,11 +95,10 @@ def _follow(process: "subprocess.Popen[bytes]", folder: Path) -> None:
 
 def _megabytes(folder: Path) -> float:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.lstat().st_size
-        except OSError:
-            continue  # moved while we looked
+    for parent, _, names in os.walk(folder):  # not rglob, which fails at a folder that is removed meanwhile
+        for name in names:
+            with suppress(OSError):  # moved while we looked
+                total += Path(parent, name).lstat().st_size
     return total / 1e6
 
 

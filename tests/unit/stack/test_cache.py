@@ -136,3 +136,18 @@ def test_a_failing_downloader_raises_and_leaves_no_scratch(tmp_path: Path) -> No
     with pytest.raises(downloads.DownloadFailed, match="Connection refused"):
         downloads.run(["sh", "-c", "echo Connection refused >&2; exit 1"], "the thing", folder)
     assert list(folder.iterdir()) == []
+
+
+def test_progress_is_told_while_folders_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("kept", "removed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "kept" / "file").write_bytes(b"x" * 1_500_000)
+    look = os.scandir
+
+    def too_late(path: Path | str) -> object:
+        if Path(path).name == "removed":
+            raise FileNotFoundError(path)
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", too_late)
+    assert downloads._megabytes(tmp_path) == 1.5
