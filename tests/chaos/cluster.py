@@ -39,8 +39,14 @@ class Cluster:
         """One for each slot; a slot's next one takes its place."""
         self._processes: list[psutil.Process] = []
 
-    def start(self, slot: int) -> None:
-        """Start a supervisor in this slot."""
+    def start(self, *slots: int) -> None:
+        """Start a supervisor in each of these slots, and wait until all are complete."""
+        for slot in slots:
+            self._start(slot)
+        for slot in slots:
+            self.await_complete(slot)
+
+    def _start(self, slot: int) -> None:
         small = {"KAFKA_PRODUCER__QUEUE_BUFFERING_MAX_MESSAGES": str(SMALL_QUEUE)} if slot == 0 else {}
         workers = self.system.start(WORKER_INSTANCE=f"slot-{slot}", **small)
         self._processes.append(psutil.Process(workers.process.pid))
@@ -175,8 +181,5 @@ def running(
         cluster = Cluster(system, triton, kafka_proxies, triton_proxy)
         stack.callback(cluster.end)
         say(f"starting {SUPERVISORS} supervisors with {PROCESSES} worker processes each")
-        for slot in range(SUPERVISORS):
-            cluster.start(slot)
-        for slot in range(SUPERVISORS):
-            cluster.await_complete(slot)
+        cluster.start(*range(SUPERVISORS))
         yield cluster

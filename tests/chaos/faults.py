@@ -13,7 +13,7 @@ from stack.broker import Broker
 from tests.chaos.cluster import SMALL_QUEUE, SUPERVISORS, TRITON_TIMEOUT_S, Cluster
 from tests.chaos.schedule import Fault, Kind
 from tests.integration.account import in_hand
-from tests.integration.system import eventually
+from tests.integration.system import Workers, eventually
 
 SEEN_WITHIN_S = 60.0
 BETWEEN_RESETS_S = 0.3
@@ -61,7 +61,6 @@ def _kill_supervisor(cluster: Cluster, fault: Fault) -> Struck:
         for child in children:
             _wait_gone(child, "the orphaned worker process has ended by itself")
         cluster.start(slot)
-        cluster.await_complete(slot)
 
     return Struck(f"slot {slot}", f"exit code {code}", heal)
 
@@ -103,19 +102,18 @@ def _freeze_supervisor(cluster: Cluster, fault: Fault) -> Struck:
     return _freeze(cluster, slot, [supervisor, *cluster.children(slot)])
 
 
-def _terminate(cluster: Cluster, slot: int) -> int:
-    code = cluster.supervisors[slot].terminate(SEEN_WITHIN_S)
+def _terminate(workers: Workers) -> int:
+    code = workers.terminate(SEEN_WITHIN_S)
     assert code in CLEAN_EXITS, f"the supervisor ended with {code} after SIGTERM"
     return code
 
 
 def _terminate_supervisor(cluster: Cluster, fault: Fault) -> Struck:
     slot = fault.target % SUPERVISORS
-    code = _terminate(cluster, slot)
+    code = _terminate(cluster.supervisors[slot])
 
     def heal() -> None:
         cluster.start(slot)
-        cluster.await_complete(slot)
 
     return Struck(f"slot {slot}", f"exit code {code}", heal)
 
@@ -123,15 +121,13 @@ def _terminate_supervisor(cluster: Cluster, fault: Fault) -> Struck:
 def _member_comes_and_goes(cluster: Cluster, _: Fault) -> Struck:
     slot = len(cluster.supervisors)
     cluster.start(slot)
-    cluster.await_complete(slot)
     assigned = "promptbus_assigned_partitions"
     got = eventually(
         "it has partitions", lambda: cluster.supervisors[slot].metrics().get(assigned), SEEN_WITHIN_S
     )
 
     def heal() -> None:
-        _terminate(cluster, slot)
-        cluster.supervisors.pop(slot)
+        _terminate(cluster.supervisors.pop(slot))
 
     return Struck(f"slot {slot}", f"{got:g} partitions moved", heal)
 
@@ -167,7 +163,7 @@ def _full_producer_queue(cluster: Cluster, _: Fault) -> Struck:
     """
     small, others = cluster.supervisors[0], range(1, SUPERVISORS)
     for slot in others:
-        _terminate(cluster, slot)
+        _terminate(cluster.supervisors[slot])
     enough = f"{FULL_QUEUE_IN_HAND} in hand, to fill it"
     eventually(enough, lambda: in_hand(small) >= FULL_QUEUE_IN_HAND, SEEN_WITHIN_S)
     killed = _kill_brokers(cluster, cluster.kafka.brokers)
@@ -183,10 +179,7 @@ def _full_producer_queue(cluster: Cluster, _: Fault) -> Struck:
 
     def heal() -> None:
         cluster.start_brokers()
-        for slot in others:
-            cluster.start(slot)
-        for slot in others:
-            cluster.await_complete(slot)
+        cluster.start(*others)
 
     return Struck(killed, f"{replies:g} replies before queues of {SMALL_QUEUE}", heal)
 

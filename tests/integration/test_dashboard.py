@@ -197,8 +197,8 @@ def test_every_query_shows_something_in_its_scenario(shared_kafka: Kafka, tmp_pa
                 _reads(prometheus, queries, "Is it answering?", 2)
                 _reads(prometheus, queries, "Calls to Triton", 1)
 
-            # The end of the backlog takes some seconds, for it is measured once in one; until then more has come in the
-            # last minute than was answered, and nobody can say when it will be gone.
+            # Time to drain is infinite until the end of the backlog, for more came in the last minute than was answered.
+            # It is measured once a second, so that end has to last for some.
             made.publish([{"prompt": f"[[slow:{SLOW_MS}]] {number}"} for number in range(80)])
             triton.start()
             _play(prometheus, queries, Scenario.CATCHING_UP, time.time())
