@@ -34,7 +34,7 @@ from typing import NamedTuple, Protocol
 from confluent_kafka import KafkaException, TopicPartition
 
 from promptbus_worker import acknowledged_replies
-from promptbus_worker.acknowledged_replies import DeliveryError
+from promptbus_worker.acknowledged_replies import DeliveryError, produce
 from promptbus_worker.deadline import Clock, Deadline
 from promptbus_worker.kafka_outcomes import (
     DeliveryAction,
@@ -212,13 +212,7 @@ class Transactions:
     def _produce(self, producer: Producer, outgoing: Outgoing, deadline: Deadline) -> None:
         while True:
             try:
-                producer.produce(
-                    outgoing.topic,
-                    outgoing.value,
-                    outgoing.key,
-                    headers=outgoing.headers,
-                    on_delivery=partial(self._delivered, outgoing),
-                )
+                produce(producer, outgoing, partial(self._delivered, outgoing))
                 return
             except BufferError:
                 if deadline.expired:

@@ -13,11 +13,9 @@ from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from promptbus_worker.acknowledged_replies import DeliveryError
+from promptbus_worker.acknowledged_replies import DeliveryReport
 from promptbus_worker.transactions import Transactions
 from tests.unit.worker.fake_consumer import FakeClock, Group
-
-Report = Callable[[DeliveryError | None, object], None]
 
 
 def transaction_error(
@@ -86,7 +84,7 @@ class FakeProducer:
         self._brokers = brokers
         self._clock = clock
         self._epoch = -1
-        self._queue: list[tuple[str, bytes, Report]] = []
+        self._queue: list[tuple[str, bytes, DeliveryReport]] = []
         self._state = "new"  # → ready → open → ready
         self._must_abort: KafkaError | None = None
         self._timed_out: str | None = None
@@ -137,16 +135,18 @@ class FakeProducer:
         topic: str,
         value: bytes | None,
         key: bytes | None,
-        *,
+        partition: int,
+        callback: DeliveryReport,
+        on_delivery: None,
+        timestamp: int,
         headers: list[tuple[str, bytes | None]],
-        on_delivery: Report,
     ) -> None:
         assert self._state == "open"
         if self._must_abort is not None:
             raise KafkaException(transaction_error("_STATE"))
         if len(self._queue) >= self._brokers.queue_size:
             raise BufferError("queue full")
-        self._queue.append((topic, value or b"", on_delivery))
+        self._queue.append((topic, value or b"", callback))
 
     def poll(self, timeout: float) -> int:
         if not self._brokers.record_s:

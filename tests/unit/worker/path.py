@@ -11,7 +11,7 @@ from itertools import chain
 from confluent_kafka import KafkaException
 
 from promptbus.messages import Headers, Reply, decode_reply
-from promptbus_worker.acknowledged_replies import AcknowledgedReplies, DeliveryError
+from promptbus_worker.acknowledged_replies import PARTITION_OF_KEY, AcknowledgedReplies, DeliveryReport
 from promptbus_worker.admission import Admission, Limits
 from promptbus_worker.batcher import Batcher
 from promptbus_worker.dispatcher import Dispatcher
@@ -92,22 +92,25 @@ class FakeBroker:
         self.queue_size = 10_000
         self.acknowledging = True
         self._fatal_by: str | None = None
-        self._queue: list[tuple[Written, Callable[[DeliveryError | None, object], None]]] = []
+        self._queue: list[tuple[Written, DeliveryReport]] = []
 
     def produce(
         self,
         topic: str,
         value: bytes | None,
         key: bytes | None,
-        *,
+        partition: int,
+        callback: DeliveryReport,
+        on_delivery: None,
+        timestamp: int,
         headers: list[tuple[str, bytes | None]],
-        on_delivery: Callable[[DeliveryError | None, object], None],
     ) -> None:
         if self._fatal_by == "produce":
             raise KafkaException(Refusal("_FATAL", fatal=True))
+        assert (partition, on_delivery, timestamp) == (PARTITION_OF_KEY, None, 0)
         if len(self._queue) >= self.queue_size:
             raise BufferError("queue full")
-        self._queue.append((Written(topic, value, key, dict(headers)), on_delivery))
+        self._queue.append((Written(topic, value, key, dict(headers)), callback))
 
     def fail_for_good(self, by: str) -> None:
         """A fatal error, met in a delivery `report` (by name only), in `produce` or in `poll` (with its flag)."""
@@ -122,11 +125,11 @@ class FakeBroker:
         if self._fatal_by == "poll":
             raise KafkaException(Refusal("_FATAL", fatal=True))
         queue, self._queue = self._queue, []
-        for record, on_delivery in queue:
+        for record, report in queue:
             refusal = self.answers(record.topic, len(record.value or b""))
             if refusal is None:
                 self.written.append(record)
-            on_delivery(refusal, None)
+            report(refusal, None)
         return len(queue)
 
 
