@@ -13,15 +13,16 @@ import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Self
 
 from promptbus_worker.heartbeat import SLOT_VARIABLE
 from promptbus_worker.ledger import Place
+from promptbus_worker.record import Record
 
 ROW_PLACES = 512
 _COUNT = struct.Struct("=q")
+_pack_count = _COUNT.pack_into
 _PLACE = struct.Struct("=qq")
 _ROW_BYTES = _COUNT.size + ROW_PLACES * _PLACE.size
 
@@ -46,30 +47,34 @@ class InFlightFile:
         directory, slot = os.environ.get("PROMETHEUS_MULTIPROC_DIR"), os.environ.get(SLOT_VARIABLE)
         return cls(_path(Path(directory), int(slot)) if directory and slot else None, rows)
 
-    def begin(self, places: Sequence[Place]) -> list[int]:
-        """From now on the file says that these records are being worked on, as far as there are rows; for `end`."""
-        rows = []
-        for first in range(0, len(places), ROW_PLACES):
+    def begin(self, records: Sequence[Record]) -> list[int]:
+        """From now on the file says that these are being worked on, as far as there are rows; for `end`."""
+        numbers: list[int] = []
+        for record in records:
+            numbers.append(record.ownership.partition)
+            numbers.append(record.offset)
+        rows: list[int] = []
+        for first in range(0, len(numbers), 2 * ROW_PLACES):
             if not self._free:
                 break
-            part = places[first : first + ROW_PLACES]
+            part = numbers[first : first + 2 * ROW_PLACES]
             row = self._free.pop()
             rows.append(row)
             start = row * _ROW_BYTES
-            _packer(len(part))(self._map, start + _COUNT.size, *chain.from_iterable(part))
-            _COUNT.pack_into(self._map, start, len(part))
+            _packer(len(part))(self._map, start + _COUNT.size, *part)
+            _pack_count(self._map, start, len(part) // 2)
         return rows
 
     def end(self, rows: Sequence[int]) -> None:
         """These are not worked on any more."""
         for row in rows:
-            _COUNT.pack_into(self._map, row * _ROW_BYTES, 0)
+            _pack_count(self._map, row * _ROW_BYTES, 0)
         self._free += rows
 
 
 @cache
-def _packer(places: int) -> Callable[..., None]:
-    return struct.Struct(f"={2 * places}q").pack_into
+def _packer(numbers: int) -> Callable[..., None]:
+    return struct.Struct(f"={numbers}q").pack_into
 
 
 def read(directory: Path, slot: int) -> set[Place]:

@@ -77,8 +77,11 @@ class Path:
         limiters = {name: new_limiter(settings, spec) for name, spec in specs.items()}
         transactional = settings.worker_delivery == "transactional"
 
+        wanted_size = settings.batch_max_size
+
         def batch_size(model: str) -> int:
-            return min(specs[model].max_batch_size, settings.batch_max_size or specs[model].max_batch_size)
+            largest = specs[model].max_batch_size
+            return largest if wanted_size is None else min(largest, wanted_size)
 
         room = Room(
             limiters,

@@ -77,7 +77,7 @@ class Reception:
 
     def _admit(self, records: Sequence[Record], *, crash_suspect: bool = False) -> None:
         now, wall_ms = self._clock(), self._wall_clock() * 1000
-        rows = self._in_flight_file.begin([(record.ownership.partition, record.offset) for record in records])
+        rows = self._in_flight_file.begin(records)
         for record in records:
             if record.ownership.live:
                 try:

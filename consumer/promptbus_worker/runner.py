@@ -124,7 +124,7 @@ class Runner:
         if request is None:
             return True
         batch.requests.append(request)
-        noted = self._in_flight_file.begin([request.record.place])
+        noted = self._in_flight_file.begin([request.record])
         try:
             call = self._calls.begin(batch.requests)
             try:
@@ -150,7 +150,7 @@ class Runner:
             if breaker.is_open or breaker.is_told_to_wait(self._clock()):
                 self._traffic.put_back(part)
                 continue
-            noted = self._in_flight_file.begin([request.record.place for request in part])
+            noted = self._in_flight_file.begin([request.record for request in part])
             try:
                 smaller, suspect = await self._try(model, part)
             finally:

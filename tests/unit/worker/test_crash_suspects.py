@@ -15,6 +15,8 @@ from promptbus_worker import in_flight_file
 from promptbus_worker.crash_suspects import CRASHES, MOST_SUSPECTS, CrashSuspects, KnownSuspects
 from promptbus_worker.heartbeat import SLOT_VARIABLE
 from promptbus_worker.in_flight_file import ROW_PLACES, InFlightFile
+from promptbus_worker.ledger import Ownership, Place
+from promptbus_worker.record import Record
 from promptbus_worker.worker_process import Exit, is_crash
 from tests.unit.worker.path import Path as Worker
 from tests.unit.worker.virtual_time import in_virtual_time
@@ -28,13 +30,21 @@ def of_slot(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int = 4) -> InF
     return InFlightFile.from_environment(rows)
 
 
+def at(*places: Place) -> list[Record]:
+    """A record at each of these partitions and offsets."""
+    return [
+        Record(Ownership("requests", partition, 1), offset, 0, None, b"{}", None, 2, 0.0)
+        for partition, offset in places
+    ]
+
+
 def test_the_file_names_what_is_worked_on_at_that_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = of_slot(tmp_path, monkeypatch)
     assert in_flight_file.read(tmp_path, 3) == set()
-    first = file.begin([(0, 5), (7, 2**60)])
-    second = file.begin([(1, 0)])
+    first = file.begin(at((0, 5), (7, 2**60)))
+    second = file.begin(at((1, 0)))
     assert in_flight_file.read(tmp_path, 3) == {(0, 5), (7, 2**60), (1, 0)}
     file.end(second)
     assert in_flight_file.read(tmp_path, 3) == {(0, 5), (7, 2**60)}
@@ -47,18 +57,19 @@ def test_more_than_there_is_room_for_is_left_out_and_hurts_nobody(
 ) -> None:
     file = of_slot(tmp_path, monkeypatch, rows=2)
     places = [(0, offset) for offset in range(3 * ROW_PLACES)]
-    many, one = file.begin(places), file.begin([(9, 9)])
+    many, one = file.begin(at(*places)), file.begin(at((9, 9)))
     assert in_flight_file.read(tmp_path, 3) == set(places[: 2 * ROW_PLACES])
     file.end(many)
     file.end(one)
-    file.begin([(9, 9)])
+    file.begin(at((9, 9)))
     assert in_flight_file.read(tmp_path, 3) == {(9, 9)}
 
 
 DIES = """
 import os
 from promptbus_worker.in_flight_file import InFlightFile
-InFlightFile.from_environment(2).begin([(0, 17), (1, 4)])
+from tests.unit.worker.test_crash_suspects import at
+InFlightFile.from_environment(2).begin(at((0, 17), (1, 4)))
 os.abort()
 """
 
