@@ -21,11 +21,13 @@ NOT_YET = "Not measured yet.\n"
 def section(results: Results) -> str:
     """What stands between the marks."""
     cores, when = results.machine.get("cores", "?"), results.measured_at[:10]
-    worker = f", the worker {results.machine['worker']}" if "worker" in results.machine else ""
+    machine = results.machine
+    worker = f", the worker {machine['worker']}" if "worker" in machine else ""
+    python = f", Python {machine['python']} ({machine['python build']})" if "python build" in machine else ""
     return "\n".join(
         [
             f"![prompts per second beside a loop without Kafka]({CHART.relative_to(PROJECT)})\n",
-            f"{cores} cores for Kafka, Triton, worker and load together{worker}; medians of {results.rounds} interleaved "
+            f"{cores} cores for Kafka, Triton, worker and load together{worker}{python}; medians of {results.rounds} interleaved "
             f"rounds, {when}.\n",
             tables.markdown(tables.aims(results)),
             "The instant model, everybody beside each other (CPU in µs per prompt):\n",

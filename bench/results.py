@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from bench import environments
 from bench.measuring.figures import Figures
+from stack import checks
 
 PACKAGES = ("confluent-kafka", "tritonclient", "aiohttp", "uvloop", "numpy")
 
@@ -70,6 +71,7 @@ def _machine() -> dict[str, str]:
         "cores": str(cores),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
+        "python build": "optimised" if checks.is_optimised() else "not optimised",
         "worker": environments.worker_state(),
     }
     return facts | {name: version(name) for name in PACKAGES}

@@ -18,11 +18,6 @@ NOTHING = "–"
 def aims(results: Results) -> Table:
     """What promptbus is to reach, and what it came to."""
     rows = [["measure", "aim", "measured", "rounds", ""]]
-    ratio = COMPARISONS[0].of(results)
-    if ratio:
-        rows.append(
-            ["prompts/s through Kafka ÷ bare loop without Kafka", "≥ 1.0", f"{ratio.median:.2f}", _range(ratio, 2), _mark(ratio.median >= 1)]
-        )  # fmt: skip
     for aim in AIMS:
         found = aim.measured(results)
         if found:

@@ -76,6 +76,8 @@ def _install() -> None:
         raise StackError(
             f"This machine is not ready. Nothing was downloaded.\n\n{listed}\n\nThen run `make setup` again."
         )
+    if hint := checks.hint(facts):
+        print(f"! {hint}")
     lock = PROJECT / ".stack" / "setup.lock"
     lock.parent.mkdir(exist_ok=True)
     with lock.open("w") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ def test_the_aims_say_what_was_measured_and_whether_it_is_reached() -> None:
         "reached",
     ]
     assert rows["CPU of the worker per prompt"] == ["≤ 25 µs", "24.0 µs", "24.0–24.0", "reached"]
+    beside = "CPU of the worker per prompt ÷ bare loop's (25 µs ÷ 35 µs)"
+    assert rows[beside] == ["≤ 0.71", "0.69", "0.69–0.69", "reached"]
     assert rows["produce → reply read, 500/s, p99"][1:] == ["8.0 ms", "8.0–8.0", "reached"]
     assert rows["start → first record polled"][1] == "1.25 s"
 
@@ -35,6 +38,18 @@ def test_an_aim_that_is_missed_says_so() -> None:
         "0.80",
         "0.80–0.80",
         "not reached",
+    ]
+
+
+def test_a_costly_worker_misses_both_aims_of_cpu() -> None:
+    made = results()
+    for number, figures in enumerate(made.rows["instant"][PROMPTBUS]):
+        costly = replace(figures, cpu_us=figures.cpu_us | {"contender": 25.2 + number})
+        made.rows["instant"][PROMPTBUS][number] = costly
+    missed = [row for row in tables.aims(made) if row[0].startswith("CPU")]
+    assert [row[2:] for row in missed] == [
+        ["0.75", "0.72–0.78", "not reached"],
+        ["26.2 µs", "25.2–27.2", "not reached"],
     ]
 
 

@@ -1,10 +1,12 @@
 """Facts in, sentences out."""
 
+import sys
+import sysconfig
 from dataclasses import replace
 
 import pytest
 
-from stack.checks import Facts, problems, triton_here
+from stack.checks import Facts, hint, is_optimised, problems, triton_here
 
 GOOD = Facts(
     system="Linux",
@@ -89,3 +91,28 @@ def test_triton_is_native_on_linux_and_in_docker_on_macos_if_there_is_one() -> N
     assert triton_here(GOOD) == "native"
     assert triton_here(replace(mac, docker=True)) == "docker"
     assert triton_here(mac) == ""
+
+
+def test_a_slow_build_of_python_is_told_and_hinders_nothing() -> None:
+    slow = replace(GOOD, optimised=False, python_path="/home/a/.pyenv/versions/3.11.9/bin/python3.11")
+    assert problems(slow) == []
+    assert slow.python_path in hint(slow)
+    assert "make setup PYTHON=/usr/bin/python3" in hint(slow)
+    assert hint(GOOD) == ""
+
+
+@pytest.mark.parametrize(
+    ("prefix", "options", "optimised"),
+    [
+        ("/usr", "'--enable-shared' '--with-dtrace'", True),  # Debian's
+        ("/usr/local", "'--enable-optimizations' '--with-lto' '--enable-shared'", True),  # Docker's
+        ("/home/a/.pyenv/versions/3.11.9", "'--enable-shared'", False),
+        ("/home/a/somewhere", None, False),
+    ],
+)
+def test_how_python_was_built(
+    prefix: str, options: str | None, optimised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "base_prefix", prefix)
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: options)
+    assert is_optimised() is optimised
