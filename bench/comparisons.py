@@ -1,6 +1,6 @@
 """Which figures are held against which, and what they should come to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.contenders.known import BARE_LOOP, ONE_AT_A_TIME, PERF_ANALYZER, PROMPTBUS, PROMPTBUS_2
@@ -9,6 +9,11 @@ from bench.measuring.run import CONTENDER
 from bench.results import Results
 from bench.statistics import Spread, ratios, spread
 from bench.workloads import SLOW_CAPACITY
+
+
+def _by_round(ours: Sequence[float], theirs: Sequence[float]) -> Spread | None:
+    """None if one of the two is missing, or of some rounds only."""
+    return ratios(ours, theirs) if ours and len(ours) == len(theirs) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,7 @@ class Ratio:
         """None if one of the two was not measured."""
         ours = [figures.prompts_per_s for figures in results.of(self.row, self.contender)]
         theirs = [figures.prompts_per_s for figures in results.of(self.other_row, self.other)]
-        return ratios(ours, theirs) if ours and len(ours) == len(theirs) else None
+        return _by_round(ours, theirs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +90,7 @@ class Aim:
         ours = self._values(results, PROMPTBUS)
         if self.beside is None:
             return spread(ours) if ours else None
-        theirs = self._values(results, self.beside)
-        return ratios(ours, theirs) if ours and len(ours) == len(theirs) else None
+        return _by_round(ours, self._values(results, self.beside))
 
     def _values(self, results: Results, contender: str) -> list[float]:
         values = [self.value(figures) for figures in results.of(self.row, contender)]
