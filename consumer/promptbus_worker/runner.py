@@ -164,18 +164,28 @@ class Runner:
         """Call and answer. After a failure, what `_failed` says is left of it."""
         call = self._calls.begin(part)
         self._limiters[model].note(call.began, self._traffic.in_flight(model))
-        try:
-            version, rows = await self._calls.run(model, part, call)
-        except CallError as error:
+        outcome = await self._call(model, part, call)
+        if isinstance(outcome, CallError):
             await self._traffic.polled_since_freeze()
             part = unanswered(part)
-            return await self._failed(model, part, call, error) if part else ([], [])
+            return await self._failed(model, part, call, outcome) if part else ([], [])
         self._breakers[model].succeeded(call.began)
         self._limiters[model].succeeded(call.began, self._clock())
         if self._traffic.must_poll_first():
             await self._traffic.polled_since_freeze()
+        version, rows = outcome
         self._answer(part, version, rows)
         return [], []
+
+    async def _call(
+        self, model: str, part: list[Pending], call: Call
+    ) -> tuple[str, list[Row | BadRow]] | CallError:
+        # The error is returned, for nothing may wait inside an `except`: compiled code that waits there leaves its
+        # exception to whatever runs meanwhile, which takes it for the cause of its own.
+        try:
+            return await self._calls.run(model, part, call)
+        except CallError as error:
+            return error
 
     async def _failed(
         self, model: str, part: list[Pending], call: Call, error: CallError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from promptbus_worker.acknowledged_replies import BULK_S
 from promptbus_worker.commit_metadata import decode
 from promptbus_worker.dispatcher import WAITING_IN_BULK
-from promptbus_worker.outcomes import CallFailure
+from promptbus_worker.model import ModelSpec
+from promptbus_worker.outcomes import CallError, CallFailure
 from tests.unit.worker.path import SPEC, Path, Refusal
 from tests.unit.worker.virtual_time import in_virtual_time, loop, run
 
@@ -622,6 +624,28 @@ async def test_changed_inputs_of_a_reloaded_model_ask_for_a_restart() -> None:
     await asyncio.sleep(10)
     assert path.stopped
     assert "inputs of gpt4_nano" in path.stopped[0]
+
+
+@in_virtual_time
+async def test_a_failure_that_is_being_handled_is_not_the_cause_of_what_others_meet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = Path()
+    reading: list[str] = []
+
+    async def slowly(model: str, version: str | None = None) -> ModelSpec:
+        reading.append(model)
+        await asyncio.sleep(1)
+        raise CallError(CallFailure.NOT_FOUND, "down")
+
+    monkeypatch.setattr(path.model, "read_spec", slowly)
+    path.model.failure = CallFailure.NOT_FOUND
+    path.ask("a")
+    met: list[BaseException | None] = []
+    loop().call_later(0.5, lambda: met.append(sys.exception()))
+    await asyncio.sleep(0.8)
+    assert reading == ["gpt4_nano"]
+    assert met == [None]
 
 
 @in_virtual_time
