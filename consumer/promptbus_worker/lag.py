@@ -4,7 +4,8 @@ Theory of operation. The lag in records is the end of the partition's log less t
 that no record has (compaction, transaction markers) count. The lag in seconds is the age of the oldest record that is
 not settled: exact while that record is in hand. What waits at the broker has no timestamp that we know, but it is
 younger than the last record that was polled, and than the last moment without lag; the later of both is taken. Only
-if neither is known, right after an assignment, the age is a lower bound: since the partition is ours.
+if neither is known, right after an assignment, the age is a lower bound: since the partition is ours. A partition that
+comes back with nothing settled since is as old as it was: a rebalance while Triton is gone makes no backlog young.
 
 Pure; used by one thread, the consumer's, and `time_to_drain_s` by the supervisor.
 """
@@ -42,6 +43,13 @@ class _Sample(NamedTuple):
     end: int
 
 
+class _Oldest(NamedTuple):
+    """The first record that is not settled: its offset, and its timestamp or what bounds that (Unix milliseconds)."""
+
+    offset: int
+    ms: float
+
+
 class _Watch:
     """One epoch's memory."""
 
@@ -59,6 +67,8 @@ class LagMeter:
 
     def __init__(self) -> None:
         self._watches: dict[Ownership, _Watch] = {}
+        self._oldest: dict[tuple[str, int], _Oldest] = {}
+        """By topic and partition, whoever owned it since."""
 
     def measure(
         self, progress: Sequence[Progress], ends: Mapping[Ownership, int], *, now: float, wall_ms: float
@@ -68,37 +78,42 @@ class LagMeter:
             each.ownership: self._watches.get(each.ownership) or _Watch(now, wall_ms) for each in progress
         }
         return [
-            _measure(each, self._watches[each.ownership], ends[each.ownership], now, wall_ms)
+            self._measure(each, ends[each.ownership], now, wall_ms)
             for each in progress
             if each.ownership in ends
         ]
 
+    def _measure(self, progress: Progress, end: int, now: float, wall_ms: float) -> PartitionLag:
+        ownership, next_offset = progress.ownership, progress.next_offset
+        watch = self._watches[ownership]
+        end = max(end, next_offset)  # what is known of the end may be older than what was polled
+        samples = watch.samples
+        samples.append(_Sample(now, next_offset, end))
+        while len(samples) > 2 and samples[1].at <= now - WINDOW_S:
+            samples.popleft()
+        first = samples[0]
+        span_s = now - first.at
+        answered = (next_offset - first.next_offset) / span_s if span_s > 0 else 0.0
+        arrived = max(0, end - first.end) / span_s if span_s > 0 else 0.0
+        records, seconds = end - next_offset, 0.0
+        place = ownership.topic, ownership.partition
+        if records:
+            oldest = self._oldest[place] = _oldest(progress, watch, self._oldest.get(place))
+            seconds = max(0.0, wall_ms - oldest.ms) / 1000
+        else:
+            watch.caught_up_ms = wall_ms
+            self._oldest.pop(place, None)
+        return PartitionLag(*place, watch.since, records, seconds, answered, arrived)
 
-def _measure(progress: Progress, watch: _Watch, end: int, now: float, wall_ms: float) -> PartitionLag:
-    ownership, next_offset = progress.ownership, progress.next_offset
-    end = max(end, next_offset)  # what is known of the end may be older than what was polled
-    samples = watch.samples
-    samples.append(_Sample(now, next_offset, end))
-    while len(samples) > 2 and samples[1].at <= now - WINDOW_S:
-        samples.popleft()
-    first = samples[0]
-    span_s = now - first.at
-    answered = (next_offset - first.next_offset) / span_s if span_s > 0 else 0.0
-    arrived = max(0, end - first.end) / span_s if span_s > 0 else 0.0
-    records = end - next_offset
-    if records == 0:
-        watch.caught_up_ms = wall_ms
-    seconds = max(0.0, wall_ms - _oldest_ms(progress, watch)) / 1000 if records else 0.0
-    return PartitionLag(
-        ownership.topic, ownership.partition, watch.since, records, seconds, answered, arrived
-    )
 
-
-def _oldest_ms(progress: Progress, watch: _Watch) -> float:
+def _oldest(progress: Progress, watch: _Watch, before: _Oldest | None) -> _Oldest:
+    offset = progress.next_offset
     if progress.oldest_ms is not None:
-        return progress.oldest_ms
+        return _Oldest(offset, progress.oldest_ms)
+    if before is not None and before.offset == offset:
+        return before
     known = [ms for ms in (progress.last_ms, watch.caught_up_ms) if ms is not None]
-    return max(known, default=watch.since_ms)
+    return _Oldest(offset, max(known, default=watch.since_ms))
 
 
 def time_to_drain_s(lags: Collection[PartitionLag]) -> float:
