@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,15 @@ def test_while_triton_is_gone_lag_grows_although_nothing_is_fetched(fragile: tup
     )
     assert max(of_partitions(workers, "lag_seconds").values()) > age_s
     assert min(of_partitions(workers, "lag_seconds").values()) > 5
+    age_s = min(of_partitions(workers, "lag_seconds").values())
+    (worker,) = workers.children()
+    worker.send_signal(signal.SIGSTOP)
+    time.sleep(8)  # its session is over: it loses its partitions, and takes them over again
+    worker.send_signal(signal.SIGCONT)
+    eventually("lost", lambda: workers.metrics()['promptbus_rebalances_total{kind="lost"}'] > 0)
+    eventually("its own again", lambda: lag(workers) == 660)
+    assert min(of_partitions(workers, "lag_seconds").values()) > age_s + 8, "the backlog is no younger for it"
+    assert workers.metrics()["promptbus_time_to_drain_seconds"] == math.inf
     triton.start()
     assert account.settle().codes == {"ok": 672}
     eventually("no lag", lambda: no_lag(workers), 10)

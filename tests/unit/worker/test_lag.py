@@ -114,7 +114,9 @@ def test_a_backlog_that_comes_back_untouched_is_as_old_as_it_was() -> None:
     assert partition.measure(5, 9).seconds == 43.0
     partition.meter.measure([], {}, now=partition.now, wall_ms=partition.wall_ms())
     partition.ownership = Ownership("t", 0, 3)
-    assert partition.measure(7, 9).seconds == 0.0, "another owner got on, and of what is left nothing is known"
+    assert partition.measure(7, 9).seconds == 0.0, (
+        "another owner got on, and of what is left nothing is known"
+    )
 
 
 def test_what_comes_after_a_moment_without_lag_is_new() -> None:
