@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, repeat
 from pathlib import Path
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import TopicPartition
 
 from promptbus_worker.commit_metadata import decode
 from stack.cache import PROJECT
@@ -23,7 +23,7 @@ from tests.chaos.judgement import AFTERMATH_S, Fired, Verdict, judge
 from tests.chaos.requests import NUMBER, Requests, Sent
 from tests.chaos.schedule import FAMILY, WORKERS, Fault, Kind, Step, one_round, schedule
 from tests.chaos.traffic import Traffic
-from tests.integration.account import offsets_reader, uncommitted
+from tests.integration.account import all_committed, offsets_reader
 from tests.integration.system import Read, System, eventually
 
 NOTHING: Mapping[str, str] = {}
@@ -134,7 +134,7 @@ def _play(cluster: Cluster, seed: int, steps: Iterable[Step], until: float, repo
         traffic.stop()
         for what, done in (
             ("the broker has taken every request", lambda: traffic.published),
-            ("all offsets are committed", lambda: _nothing_uncommitted(cluster.system)),
+            ("all offsets are committed", lambda: all_committed(cluster.system)),
         ):
             try:
                 eventually(what, done, DRAINED_WITHIN_S)
@@ -208,13 +208,6 @@ def _loaded(cluster: Cluster, traffic: Traffic) -> int:
         return in_hand if in_hand >= LEAST_IN_HAND else 0
 
     return eventually(f"enough load: {LEAST_IN_HAND} requests in flight or waiting", enough, LOAD_WITHIN_S)
-
-
-def _nothing_uncommitted(system: System) -> bool:
-    try:
-        return uncommitted(system) == 0
-    except KafkaException:  # a broker is on its way back
-        return False
 
 
 def _judge(system: System, traffic: Traffic, report: Report) -> Verdict:

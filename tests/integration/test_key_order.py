@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import psutil
 import pytest
 
-from tests.integration.account import answered, holding, shared, uncommitted
+from tests.integration.account import all_committed, answered, holding, shared, uncommitted
 from tests.integration.mixed import body
 from tests.integration.system import Read, Sending, System, Workers, eventually
 
@@ -117,7 +117,7 @@ def test_the_first_replies_of_a_key_stay_in_order_when_a_worker_is_lost(
     holding(100, workers)
     lose(whole, workers, workers.children()[0])
     answered(whole, 600)
-    eventually("all offsets are committed", lambda: uncommitted(whole) == 0)
+    eventually("all offsets are committed", lambda: all_committed(whole))
     found = order(whole.reader(whole.replies, whole.partitions).all_records(2))
     for key, names in found.items():
         assert list(dict.fromkeys(names)) == expected[key or b""]

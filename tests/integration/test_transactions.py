@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from stack.kafka import Kafka
 from stack.triton import Triton
-from tests.integration.account import Account, answered, dead_letters, holding, offsets_reader, uncommitted
+from tests.integration.account import Account, all_committed, answered, dead_letters, holding, offsets_reader
 from tests.integration.system import CLASSIC, CONSUMER, SHORT_SESSIONS, System, eventually, system
 
 SLOW = "[[slow:100]]"  # a batch takes 0.1 s: 160 prompts a second
@@ -137,7 +137,7 @@ def test_workers_come_and_go_and_prompts_fail(exactly_once: System) -> None:
     holding(50, first, second)
     assert second.terminate() == 0
     replies = whole.collect(len(account) + 1, SETTLED_WITHIN_S)
-    eventually("all offsets are committed", lambda: uncommitted(whole) == 0, 60)
+    eventually("all offsets are committed", lambda: all_committed(whole), 60)
     replies = whole.collected()
     assert replies.codes == {"ok": 600, "model_error": 1}
     assert replies.repeated == []
