@@ -13,5 +13,9 @@ class PortTaken(StackError):
     """A port that was asked for by number is in use."""
 
 
+class Crashed(StackError):
+    """A server ended while it was being started, by a fault of its own that the next start hardly meets."""
+
+
 class StartFailed(StackError):
     """A server ended, or did not become ready, while it was being started."""

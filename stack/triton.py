@@ -15,14 +15,14 @@ from typing import Self
 
 from stack import contents, docker
 from stack.cache import PROJECT
-from stack.errors import PortTaken, StackError
+from stack.errors import Crashed, PortTaken, StackError
 from stack.loopback import http_get
 from stack.ports import HOST, free_ports, require_free, taken_sentence
 from stack.process import Process, server_environment, tail
 
 MODELS = PROJECT / "models"
 START_TIMEOUT_S = 90.0
-PORT_ATTEMPTS = 5
+START_ATTEMPTS = 5
 STUB = "triton_python_backend_stub"
 
 
@@ -35,7 +35,7 @@ class Triton:
     `ports`: HTTP, gRPC and metrics.
 
     A context manager. `stop` and `kill` keep the ports, so that `start` brings it back on them.
-    Errors: NotInstalled, PortTaken, StartFailed, all with a sentence for people.
+    Errors: NotInstalled, PortTaken, Crashed, StartFailed, all with a sentence for people.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Triton:
 
     def _start_on_ports(self) -> None:
         fixed = self.ports or self._wanted_ports
-        for attempt in range(PORT_ATTEMPTS):
+        for attempt in range(START_ATTEMPTS):
             if fixed is None:
                 http, grpc, metrics = free_ports(3)
                 ports = (http, grpc, metrics)
@@ -192,9 +192,10 @@ class Triton:
             known, self.ports = self.ports, ports
             try:
                 self._launch(ports)
-            except PortTaken:
+            except (PortTaken, Crashed) as failure:
                 self.ports = known
-                if fixed is not None or attempt == PORT_ATTEMPTS - 1:
+                in_vain = fixed is not None and isinstance(failure, PortTaken)
+                if in_vain or attempt == START_ATTEMPTS - 1:
                     raise
             except BaseException:
                 self.ports = known
@@ -281,7 +282,7 @@ def _native_environment() -> dict[str, str]:
 
 
 def _explain(log: str, ports: tuple[int, int, int]) -> str:
-    """What a log of a failed start means; empty if nothing known is in it. Raises PortTaken."""
+    """What a log of a failed start means; empty if nothing known is in it. Raises PortTaken, Crashed."""
     taken = re.search(
         r"Socket '[^']*:(\d+)' already in use|[Ff]ailed to bind.*?:(\d+)|:(\d+).*[Aa]ddress already in use",
         log,
@@ -289,6 +290,12 @@ def _explain(log: str, ports: tuple[int, int, int]) -> str:
     if taken or "already in use" in log:
         port = int(next((g for g in taken.groups() if g), "0")) if taken else ports[0]
         raise PortTaken(taken_sentence(port or ports[0], "Triton"))
+    # Seen on a busy machine; see github.com/triton-inference-server/server/issues/8882.
+    if "boost::interprocess::lock_exception" in log:
+        raise Crashed(
+            "Triton's Python backend crashed while it started, time and again: a lock in shared memory failed. It is a "
+            f"fault of Triton's own that comes and goes; try again. Its log ends with:\n{log[-3000:]}"
+        )
     missing = re.search(r"error while loading shared libraries: (libpython\S+):", log)
     if missing:
         return (

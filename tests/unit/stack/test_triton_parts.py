@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from stack import docker
-from stack.errors import PortTaken
+from stack.errors import Crashed, PortTaken, StackError, StartFailed
+from stack.ports import free_ports
 from stack.services import Existing, chosen_engine, engines, existing_services
 from stack.triton import MODELS, Triton, _explain
 from stack.worker import service_environment
@@ -35,6 +36,56 @@ def test_a_taken_port_in_the_log_is_its_own_error() -> None:
         _explain(
             "E failed to start HTTP service: Unavailable - Socket '127.0.0.1:18000' already in use", PORTS
         )
+
+
+CRASH = "terminate called after throwing an instance of 'boost::interprocess::lock_exception'"
+
+
+def test_a_crash_of_the_python_backend_is_its_own_error() -> None:
+    with pytest.raises(Crashed, match="lock_exception"):
+        _explain(CRASH, PORTS)
+
+
+@pytest.mark.parametrize(
+    ("failure", "named", "starts"),
+    [
+        (Crashed, False, 5),
+        (Crashed, True, 5),
+        (PortTaken, False, 5),
+        (PortTaken, True, 1),
+        (StartFailed, False, 1),
+    ],
+)
+def test_a_start_is_repeated_where_that_may_help(
+    failure: type[StackError], named: bool, starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[int, int, int]] = []
+
+    def launch(_: Triton, on: tuple[int, int, int]) -> None:
+        tried.append(on)
+        raise failure("no")
+
+    monkeypatch.setattr(Triton, "_launch", launch)
+    http, grpc, metrics = free_ports(3)
+    ports = (http, grpc, metrics)
+    with pytest.raises(failure):
+        Triton(ports=ports if named else None).start()
+    assert len(tried) == starts
+    assert not named or set(tried) == {ports}
+
+
+def test_a_start_that_succeeds_at_the_second_attempt_is_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes: list[Exception | None] = [Crashed("no"), None]
+
+    def launch(_: Triton, __: tuple[int, int, int]) -> None:
+        if failure := outcomes.pop(0):
+            raise failure
+
+    monkeypatch.setattr(Triton, "_launch", launch)
+    triton = Triton().start()
+    assert outcomes == []
+    assert triton.ports is not None
+    triton.close()
 
 
 def test_only_folders_with_a_configuration_are_models(tmp_path: Path) -> None:
