@@ -27,7 +27,8 @@ from tests.unit.triton.scripted_triton import (
 )
 
 REQUESTS = 240
-BEGUN = 40
+BEGUN, LEFT = 40, 100
+"""Mid-stream: that many are answered, and so many are not."""
 BURST = 3
 """Calls that fail one after the other: bisecting a full batch of 8 does not get down to one request with fewer than 4."""
 LASTING_S = 1.2
@@ -123,7 +124,8 @@ async def mid_stream(made: Line, name: str) -> None:
     await made.ask(REQUESTS, SLOW)
     await made.start()
     await eventually(f"{name}: {BEGUN} are answered", lambda: made.settled >= BEGUN)
-    assert made.settled <= REQUESTS - 100, "with a hundred in hand"
+    while len(made.asked) - made.settled < LEFT:  # on a busy machine it went on while nobody looked
+        await made.ask(REQUESTS, SLOW)
 
 
 def on_others(script: Script) -> Script:
@@ -235,7 +237,7 @@ async def guilty(prompt: str, code: ErrorCode) -> None:
         await eventually(f"{prompt}: all are answered", lambda: made.settled >= len(made.asked))
         assert await made.stop()
         account = await made.account()
-        assert account.codes == {"ok": REQUESTS + 60, code.value: 1}
+        assert account.codes == {"ok": len(made.asked) - 1, code.value: 1}
         error = account.first[to_blame].error
         assert error is not None
         assert error.code == code
