@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,22 @@ from stack.kafka import Kafka
 from stack.triton import Triton
 from tests.integration.secured import Secured, secured_kafka
 from tests.integration.system import CLASSIC, CONSUMER, SHORT_SESSIONS, System, system
+
+SHOWN_LINES = 40
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With a failed test the last lines of its workers' logs are shown (`System.start` names them)."""
+    report = yield
+    folder = item.funcargs.get("tmp_path")
+    if report.failed and isinstance(folder, Path):
+        for log in sorted(folder.glob("worker-*.log")):
+            lines = log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
+            report.sections.append((f"the end of {log.name}", "\n".join(lines)))
+    return report
 
 
 @pytest.fixture(scope="session")

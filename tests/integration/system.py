@@ -34,8 +34,6 @@ _QUIET = {"log_level": 0}
 CLASSIC, CONSUMER = "classic", "consumer"
 GROUP_PROTOCOL = os.environ.get("TEST_GROUP_PROTOCOL", CLASSIC)
 """What workers use where a test does not choose; `make test PROTOCOL=consumer` sets it."""
-SHOWN_LINES = 40
-"""Of a worker's log, when a test has failed."""
 SHORT_SESSIONS = {
     "group.consumer.min.session.timeout.ms": "6000",
     "group.consumer.session.timeout.ms": "6000",
@@ -341,11 +339,9 @@ class System:
             consumer.close()
 
     def close(self) -> None:
-        """End every worker; pytest shows what they said last if the test has failed."""
+        """End every worker."""
         for workers in self.workers:
             workers.kill()
-            said = workers.log.read_text(errors="replace").splitlines()
-            print(f"{workers.log.name}, its last lines of {len(said)}:", *said[-SHOWN_LINES:], sep="\n")
         self._reader.close()
         self._dead_reader.close()
         for reader in self._readers:
