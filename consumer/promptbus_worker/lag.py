@@ -98,7 +98,7 @@ class LagMeter:
         records, seconds = end - next_offset, 0.0
         place = ownership.topic, ownership.partition
         if records:
-            oldest = self._oldest[place] = _oldest(progress, watch, self._oldest.get(place))
+            oldest = self._oldest[place] = _find_oldest(progress, watch, self._oldest.get(place))
             seconds = max(0.0, wall_ms - oldest.ms) / 1000
         else:
             watch.caught_up_ms = wall_ms
@@ -106,7 +106,7 @@ class LagMeter:
         return PartitionLag(*place, watch.since, records, seconds, answered, arrived)
 
 
-def _oldest(progress: Progress, watch: _Watch, before: _Oldest | None) -> _Oldest:
+def _find_oldest(progress: Progress, watch: _Watch, before: _Oldest | None) -> _Oldest:
     offset = progress.next_offset
     if progress.oldest_ms is not None:
         return _Oldest(offset, progress.oldest_ms)

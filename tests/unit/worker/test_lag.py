@@ -103,9 +103,6 @@ def test_a_partition_whose_end_is_unknown_is_left_out_and_a_new_epoch_starts_ane
     assert (before.since, after.since) == (1.0, 3.0)
 
 
-# -- rates
-
-
 def test_a_backlog_that_comes_back_untouched_is_as_old_as_it_was() -> None:
     partition = Partition()
     partition.measure(5, 9, oldest_ms=partition.wall_ms(41.0), last_ms=partition.wall_ms(30.0))
@@ -124,6 +121,9 @@ def test_what_comes_after_a_moment_without_lag_is_new() -> None:
     partition.measure(5, 9, oldest_ms=partition.wall_ms(41.0))
     partition.measure(5, 5, after_s=60.0)  # cut short by whoever runs the brokers
     assert partition.measure(5, 9).seconds == 1.0
+
+
+# -- rates
 
 
 def test_rates_are_of_the_last_minute() -> None:
