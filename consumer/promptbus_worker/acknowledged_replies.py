@@ -34,7 +34,7 @@ from promptbus_worker.reply_records import Outgoing
 log = logging.getLogger(__name__)
 
 RESEND_AFTER_S = 0.5
-BULK_S = 0.1
+BULK_S = 0.05
 """While more waits, replies are collected for this long: each partition then gets a few large produce requests
 instead of many of one record, which cost the broker several times as much."""
 PARTITION_OF_KEY = -1

@@ -62,7 +62,7 @@ class Window:
             return None
         self._first = now
         own = (now.calls_s - first.calls_s) / lasted_s
-        return Load(compute_s / lasted_s, queue_s / lasted_s, own), first.at
+        return Load(compute_s / lasted_s, queue_s / lasted_s, own, calls / lasted_s), first.at
 
 
 class Watch:

@@ -34,7 +34,9 @@ class Worker:
         self.now += 0.001
         if self.now >= self.heard_at + 1:
             running = min(in_flight, self.instances)
-            self.limiter.measured(Load(running, in_flight - running, in_flight), began, self.now)
+            self.limiter.measured(
+                Load(running, in_flight - running, in_flight, running / self.duration_s), began, self.now
+            )
             self.heard_at = self.now
 
     def rounds(self, count: int, *, share: float = 1.0) -> None:
@@ -106,11 +108,22 @@ def test_every_instance_finds_its_next_call_at_the_door(instances: int, limit: i
 def test_one_measurement_changes_the_limit_by_no_more_than_a_factor_of_two() -> None:
     limiter = Limiter(8, 1, 64)
     limiter.note(10.0, 8)
-    limiter.measured(Load(5000, 0, 8), 10.0, 11.0)
+    limiter.measured(Load(5000, 0, 8, 10), 10.0, 11.0)
     assert limiter.limit == 16
     limiter.note(11.0, 16)
-    limiter.measured(Load(1, 100, 16), 11.0, 12.0)
+    limiter.measured(Load(1, 100, 16, 10), 11.0, 12.0)
     assert limiter.limit == 8
+
+
+@pytest.mark.parametrize(("calls_per_s", "limit"), [(10, 3), (4000, 7)])
+def test_half_a_millisecond_at_the_door_is_no_reason_to_lower_the_limit(
+    calls_per_s: float, limit: int
+) -> None:
+    """One call runs and two wait: for 0.2 s, or for 0.5 ms."""
+    limiter = Limiter(4, 1, 32)
+    limiter.note(10.0, 4)
+    limiter.measured(Load(1, 2, 4, calls_per_s), 10.0, 11.0)
+    assert limiter.limit == limit
 
 
 @pytest.mark.parametrize("overloads", [1, 3])
@@ -129,21 +142,21 @@ def test_news_from_before_a_decrease_says_nothing() -> None:
     limiter.note(10.0, 8)
     limiter.overloaded(10.0, 11.0)
     limiter.restart(11.0)
-    limiter.measured(Load(8, 0, 8), 10.5, 12.0)
+    limiter.measured(Load(8, 0, 8, 10), 10.5, 12.0)
     assert limiter.limit == 1
 
 
 def test_a_model_of_which_nothing_is_told_keeps_its_limit() -> None:
     limiter = Limiter(8, 1, 32)
     limiter.note(10.0, 8)
-    limiter.measured(Load(0, 0, 0), 9.0, 11.0)
+    limiter.measured(Load(0, 0, 0, 0), 9.0, 11.0)
     assert limiter.limit == 8
 
 
 def test_little_that_runs_is_no_reason_to_lower_the_limit_as_long_as_nothing_waits() -> None:
     limiter = Limiter(8, 1, 32)
     limiter.note(10.0, 8)
-    limiter.measured(Load(0.5, 0.05, 0.5), 9.0, 11.0)
+    limiter.measured(Load(0.5, 0.05, 0.5, 10), 9.0, 11.0)
     assert limiter.limit == 8
 
 
@@ -152,7 +165,7 @@ def test_own_calls_tell_of_servers_that_triton_does_not_know_of() -> None:
     limiter = Limiter(4, 1, 32)
     for now in range(20):
         limiter.note(now, limiter.limit)
-        limiter.measured(Load(limiter.limit / 4, 0.0, limiter.limit), now, now + 1)
+        limiter.measured(Load(limiter.limit / 4, 0.0, limiter.limit, 10), now, now + 1)
     assert limiter.limit == 32
 
 

@@ -116,6 +116,18 @@ def test_workers_that_do_not_know_of_each_other_share_a_server_fairly(
         assert limits <= 2 * len(starts) ** (1 / 3) * instances + len(starts)
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_calls_of_less_than_a_millisecond_wait_at_the_door_for_about_as_long(workers: int) -> None:
+    """So the server has something to do while an event loop is busy otherwise. Without BRIDGE_S they wait for 0.1 and 0.2 ms."""
+    found = compete(
+        Server([(0.0, 2)], scattered(0.0002, 0.3)), [Limiter(4, 1, MOST) for _ in range(workers)], 20.0
+    )
+    for one in found:
+        assert 0.0003 <= one.mean_wait(10.0, 20.0) <= 0.002
+    rates = [one.rate(10.0, 20.0) for one in found]
+    assert min(rates) >= 0.9 * sum(rates) / workers
+
+
 def test_a_worker_that_comes_later_gets_its_share() -> None:
     workers = compete(
         Server([(0.0, 8)], scattered(0.15, 0.3)),

@@ -35,24 +35,24 @@ def test_seconds_by_seconds_are_calls_at_once() -> None:
         reading(10.0, (5, 1 * S, 2 * S), calls_s=4.0),
         reading(12.0, (25, 4 * S, 8 * S), calls_s=7.0),
     )
-    assert read([first, second]) == [None, (Load(running=3.0, waiting=1.5, own=1.5), 10.0)]
+    assert read([first, second]) == [None, (Load(running=3.0, waiting=1.5, own=1.5, calls_per_s=10.0), 10.0)]
 
 
 def test_several_servers_are_added_up() -> None:
     first = reading(10.0, (0, 0, 0), (7, 7 * S, 7 * S))
     second = reading(11.0, (10, 1 * S, 2 * S), (17, 7 * S, 9 * S))
-    assert read([first, second])[1] == (Load(running=4.0, waiting=1.0, own=0.0), 10.0)
+    assert read([first, second])[1] == (Load(running=4.0, waiting=1.0, own=0.0, calls_per_s=20.0), 10.0)
 
 
 def test_a_server_that_was_not_heard_of_before_counts_from_then_on() -> None:
     first, second = reading(10.0, (0, 0, 0)), reading(11.0, (10, 0, 2 * S), (900, 0, 900 * S))
-    assert read([first, second])[1] == (Load(running=2.0, waiting=0.0, own=0.0), 10.0)
+    assert read([first, second])[1] == (Load(running=2.0, waiting=0.0, own=0.0, calls_per_s=10.0), 10.0)
 
 
 @pytest.mark.parametrize("too_early", [(3, 0, 1 * S), (4, 2 * S, 0.4 * S)], ids=["few", "long"])
 def test_a_window_lasts_two_rounds_of_calls_and_has_four_of_them(too_early: Counted) -> None:
     readings = [reading(10.0, (0, 0, 0)), reading(11.0, too_early), reading(14.0, (40, 4 * S, 8 * S))]
-    assert read(readings) == [None, None, (Load(running=2.0, waiting=1.0, own=0.0), 10.0)]
+    assert read(readings) == [None, None, (Load(running=2.0, waiting=1.0, own=0.0, calls_per_s=10.0), 10.0)]
 
 
 def test_a_server_that_was_started_again_begins_a_new_window() -> None:
@@ -61,7 +61,7 @@ def test_a_server_that_was_started_again_begins_a_new_window() -> None:
         reading(11.0, (1, 0, 1 * S)),
         reading(12.0, (11, 1 * S, 3 * S)),
     ]
-    assert read(readings) == [None, None, (Load(running=2.0, waiting=1.0, own=0.0), 11.0)]
+    assert read(readings) == [None, None, (Load(running=2.0, waiting=1.0, own=0.0, calls_per_s=10.0), 11.0)]
 
 
 class Asked(FakeModel):
