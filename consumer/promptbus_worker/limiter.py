@@ -114,9 +114,9 @@ class Limiter:
             return
         if load.running <= 0:
             return
-        running = load.running + load.calls_per_s * BRIDGE_S
-        crowding = max(1.0, (load.running + load.waiting) / running)
-        running = max(running, load.own / crowding)
+        bridged = load.running + load.calls_per_s * BRIDGE_S
+        crowding = max(1.0, (load.running + load.waiting) / bridged)
+        running = max(bridged, load.own / crowding)
         factor = (SCALE * running / crowding**2 / self._wanted) ** STEP
         factor = max(1 / LARGEST_STEP if crowding >= CROWDED else 1.0, min(LARGEST_STEP, factor))
         self._set(self._wanted * factor, self._avoided - 1 if now < self._avoid_until else self.maximum)
