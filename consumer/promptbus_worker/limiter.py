@@ -3,7 +3,7 @@
 Refusals alone cannot tell. A Triton with its default settings never refuses: beyond what it runs at the same time,
 calls only wait there, which costs deadlines and buys nothing. But Triton counts how long calls wait in its queue and
 how long they run (`triton_load`), and that tells by Little's law how many run at once, and how many wait, everybody's
-calls together. From these two, about once a second, the limit that would be right:
+calls together. From these two, a few times a second, the limit that would be right:
 
     wanted = SCALE * running / crowding²          crowding = (running + waiting) / running, at least 1
 

@@ -1,4 +1,4 @@
-"""Asks Triton about once a second what its queue is like, and tells each model's limiter. On the event loop.
+"""Asks Triton four times a second what its queue is like, and tells each model's limiter. On the event loop.
 
 Triton's statistics extension adds up how long the calls that it ran waited in its queue and how long they took. What it
 grew by between two readings, by the time between them, is a mean number of calls (Little's law).
@@ -18,12 +18,13 @@ from promptbus_worker.outcomes import CallError
 
 log = logging.getLogger(__name__)
 
-ASK_EVERY_S = 1.0
+ASK_EVERY_S = 0.25
+"""An instant model's limit goes from 4 to 16 in as many windows, and each waits for one reading."""
 ROUNDS = 2
 """A window lasts so many calls' time, so that it is no accident how many end in it, and most began in it."""
 MIN_CALLS = 4
-FAILURES = 3
-"""In a row, until it is said that Triton does not tell. If it is gone, little is in flight, so as a rule it is not asked."""
+FAILURES = 12
+"""In a row, until it is said that Triton does not tell: three seconds. If it is gone, little is in flight, so as a rule it is not asked."""
 
 
 class Reading(NamedTuple):

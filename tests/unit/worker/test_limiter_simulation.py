@@ -41,7 +41,7 @@ def of_batches(seconds: float) -> Duration:
 )
 @pytest.mark.parametrize(
     ("queue", "timeout", "settles_s"),
-    [(None, 200.0, 8.0), (0, 200.0, 15.0), (3, 200.0, 15.0), (None, 5.0, 8.0)],
+    [(None, 200.0, 2.0), (0, 200.0, 12.0), (3, 200.0, 12.0), (None, 5.0, 2.0)],
     ids=["queues", "refuses", "short", "timeouts"],
 )
 def test_after_each_step_it_is_within_ten_percent_of_the_best_fixed_limit(
@@ -126,6 +126,11 @@ def test_calls_of_less_than_a_millisecond_wait_at_the_door_for_about_as_long(wor
         assert 0.0003 <= one.mean_wait(10.0, 20.0) <= 0.002
     rates = [one.rate(10.0, 20.0) for one in found]
     assert min(rates) >= 0.9 * sum(rates) / workers
+
+
+def test_an_instant_model_has_its_calls_within_a_second() -> None:
+    whole = play(Server([(0.0, 2)], scattered(0.0002, 0.3)), Limiter(4, 1, MOST), 10.0)
+    assert whole.limit_at(1.0) >= AS_GOOD * whole.limit_at(10.0) >= 10
 
 
 def test_a_worker_that_comes_later_gets_its_share() -> None:
