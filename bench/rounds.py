@@ -14,7 +14,7 @@ from bench.services import Services
 from bench.workloads import Workload
 from stack.errors import StackError
 
-SWEEP_WINDOW_S, SWEEP_WARM_S = 1.0, 0.3
+SWEEP_WINDOW_S, SWEEP_WARM_S = 2.0, 0.5
 Say = Callable[[str], None]
 
 

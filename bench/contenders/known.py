@@ -64,7 +64,7 @@ CONTENDERS: dict[str, Contender] = {
             "tritonclient.http.aio on uvloop, batches of 8, at its best concurrency; no Kafka",
             bare_loop_command,
             through_kafka=False,
-            sweep=(1, 2, 4, 8),
+            sweep=(1, 2, 4, 8, 16, 32),
         ),
         Contender(
             PERF_ANALYZER,
