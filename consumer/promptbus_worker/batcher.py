@@ -134,6 +134,10 @@ class Batcher:
         """Whether any request of this model waits."""
         return any(name == model for name, _ in self._groups) or any(r.model == model for r in self._alone)
 
+    def fills_batch(self, model: str) -> bool:
+        """Whether as many requests of this model wait as one call takes."""
+        return any(name == model and self._full(model, group) for (name, _), group in self._groups.items())
+
     def take_one(self, model: str, now: float) -> Pending | None:
         """The request of this model that waits longest, to be run alone; never a crash suspect."""
         waiting = [group[0] for (name, _), group in self._groups.items() if name == model]

@@ -240,7 +240,7 @@ class Dispatcher:
             return
         now, batcher, slots = self._clock(), self._batcher, self._slots
         calm = self._gates.calm(now)
-        blocked = slots.with_full([] if calm else self._gates.blocked(now))
+        blocked = slots.with_full([] if calm else self._gates.blocked(now), batcher.fills_batch)
         while len(blocked) < len(slots.taken) and len(batcher) and self._may_start():
             batch = batcher.take(
                 now,
@@ -254,7 +254,7 @@ class Dispatcher:
             self._metrics.later.batches.append((batch.model, batch.closed_by, len(batch.requests)))
             slots.start(self._runner.run, batch)
             self._gates.starts(batch)
-            blocked = slots.with_full([] if calm else self._gates.blocked(now))
+            blocked = slots.with_full([] if calm else self._gates.blocked(now), batcher.fills_batch)
         in_bulk = len(batcher) > WAITING_IN_BULK * slots.limit
         if in_bulk != self._replies.in_bulk:
             self._replies.write_in_bulk(in_bulk)

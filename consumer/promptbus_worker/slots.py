@@ -78,10 +78,13 @@ class Slots:
             self.exclusive = None
         return batch
 
-    def with_full(self, blocked: list[str]) -> list[str]:
-        """`blocked`, and the models of which no slot is free."""
+    def with_full(self, blocked: list[str], fills_batch: Callable[[str], bool]) -> list[str]:
+        """`blocked`, and the models of which no slot is free. `fills_batch`: whether a full batch of a model waits."""
         for model, limiter in self._limiters.items():
-            if self.taken[model] >= limiter.limit and model not in blocked:
+            taken = self.taken[model]
+            if taken < limiter.light_limit or model in blocked:
+                continue
+            if taken >= limiter.limit or not fills_batch(model):
                 blocked.append(model)
         return blocked
 

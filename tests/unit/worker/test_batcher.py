@@ -281,6 +281,16 @@ def test_a_full_batch_does_not_linger() -> None:
     assert batch.closed_by is ClosedBy.SIZE
 
 
+def test_a_batch_is_filled_by_number_or_bytes_of_one_model() -> None:
+    waiting = batcher()
+    waiting.offer(pending(0), 0.0)
+    for offset in (1, 2):
+        waiting.offer(pending(offset, model="small"), 0.0)
+    assert (waiting.fills_batch("large"), waiting.fills_batch("small")) == (False, True)
+    waiting.offer(pending(3, size=MAX_BYTES), 0.0)
+    assert waiting.fills_batch("large")
+
+
 def test_next_due_counts_down_to_the_first_lingering_batch() -> None:
     waiting = batcher(linger_s=10)
     assert waiting.next_due(0.0) is None

@@ -47,6 +47,25 @@ async def test_batches_are_full_when_busy_and_never_more_in_flight_than_allowed(
 
 
 @in_virtual_time
+async def test_beyond_the_light_limit_only_full_batches_leave() -> None:
+    path = Path(concurrency=4)
+    path.model.latency_s = 5.0
+    path.limiter.light_limit = 2
+    path.ask("a")
+    path.ask("b")
+    path.ask(*ids(7))
+    await asyncio.sleep(1)
+    assert path.model.calls == [["a"], ["b"]]
+    path.ask("p7")
+    await asyncio.sleep(1)
+    assert path.model.calls[2:] == [ids(8)]
+    path.ask(*ids(20, "q"))
+    await asyncio.sleep(1)
+    assert path.model.calls[3:] == [ids(8, "q")]
+    await path.settle(30)
+
+
+@in_virtual_time
 async def test_the_age_of_the_oldest_call_is_known_while_it_runs() -> None:
     path = Path(concurrency=2)
     path.model.latency_s = 5.0

@@ -44,8 +44,9 @@ class Worker:
             self.round(share=share)
 
     def burst(self, calls: int) -> None:
-        """So many calls side by side, all refused, one after the other."""
+        """Of calls that fill the limit side by side so many are refused, one after the other."""
         began = self.now
+        self.limiter.note(began, self.limiter.limit)
         for _ in range(calls):
             self.now += 0.001
             self.limiter.overloaded(began, self.now)
@@ -124,6 +125,39 @@ def test_half_a_millisecond_at_the_door_is_no_reason_to_lower_the_limit(
     limiter.note(10.0, 4)
     limiter.measured(Load(1, 2, 4, calls_per_s), 10.0, 11.0)
     assert limiter.limit == limit
+
+
+def backlog_then_little() -> Limiter:
+    """Of a model whose calls are short: more of them after a backlog, if they are full."""
+    limiter = Limiter(4, 1, 32)
+    for now in range(20):
+        limiter.note(now, limiter.limit)
+        limiter.measured(Load(1, 0.5, 3, 4000), now, now + 1)
+    assert (limiter.limit, limiter.light_limit) == (13, 4)
+    return limiter
+
+
+def test_batches_that_are_not_full_get_no_more_calls_for_short_ones() -> None:
+    limiter = backlog_then_little()
+    for now in range(30, 50):
+        limiter.note(now, 4)
+        limiter.measured(Load(0.5, 0.05, 1, 4000), now, now + 1)
+    assert (limiter.limit, limiter.light_limit) == (13, 4)
+
+
+def test_batches_that_are_not_full_get_more_calls_where_more_run() -> None:
+    limiter = backlog_then_little()
+    for now in range(30, 50):
+        limiter.note(now, limiter.light_limit)
+        limiter.measured(Load(limiter.light_limit, 0, 4, 10), now, now + 1)
+    assert limiter.light_limit == limiter.limit == 32
+
+
+def test_overload_without_full_batches_lowers_what_was_in_use() -> None:
+    limiter = backlog_then_little()
+    limiter.note(30.0, 4)
+    limiter.overloaded(30.0, 31.0)
+    assert limiter.light_limit == limiter.limit == int(4 * DECREASE)
 
 
 @pytest.mark.parametrize("overloads", [1, 3])
