@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from bench.contenders.known import BARE_LOOP
 from bench.results import Results
-from bench.statistics import ratios
+from bench.statistics import ratios, shown_rate
 
 WIDTH, LABEL_WIDTH, BAR_ROOM, BAR, GAP = 860, 260, 470, 20, 8
 TITLES = {
@@ -86,7 +86,7 @@ def _group(title: str, found: Sequence[Bar], top: int, scale: float) -> list[str
             f'<rect class="{kind}" x="{LABEL_WIDTH}" y="{y}" width="{max(1.0, bar.ratio * scale):.1f}" height="{BAR}" rx="2"/>',
             f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}" class="whisker"/>',
             _text(end + 8, y + 15, f"{bar.ratio:.2f}"),
-            _text(end + 46, y + 15, f"{bar.prompts_per_s:,.0f}/s", "faint"),
+            _text(end + 46, y + 15, f"{shown_rate(bar.prompts_per_s)}/s", "faint"),
         ]
     return parts
 

@@ -11,6 +11,7 @@ from bench.measuring import latency, window
 from bench.measuring.figures import Figures
 from bench.results import Results
 from bench.services import Services
+from bench.statistics import shown_rate
 from bench.workloads import Workload
 from stack.errors import StackError
 
@@ -95,4 +96,4 @@ def _sweep(
 def _shown(row: str, figures: Figures) -> str:
     if figures.p50_ms is not None:
         return f"{row}: p50 {figures.p50_ms:.1f} ms, p99 {figures.p99_ms:.1f} ms"
-    return f"{row}: {figures.prompts_per_s:,.0f} prompts/s"
+    return f"{row}: {shown_rate(figures.prompts_per_s)} prompts/s"

@@ -38,3 +38,8 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
         raise ValueError("no value, no percentile")
     rank = math.ceil(percent / 100 * len(ordered))
     return ordered[max(0, rank - 1)]
+
+
+def shown_rate(per_second: float) -> str:
+    """With a decimal where a whole number would hide a tenth of it."""
+    return f"{per_second:,.1f}" if per_second < 10 else f"{per_second:,.0f}"

@@ -8,7 +8,7 @@ from bench.contenders.known import BARE_LOOP, PROMPTBUS
 from bench.measuring.figures import Figures
 from bench.measuring.run import CONTENDER, KAFKA, MODEL, TRITON
 from bench.results import Results
-from bench.statistics import Spread, spread
+from bench.statistics import Spread, shown_rate, spread
 
 Table = list[list[str]]
 """Its first row is the heading."""
@@ -47,7 +47,7 @@ def throughput(results: Results, row: str) -> Table:
     bare = results.of(row, BARE_LOOP)
     rows = [heading]
     for name, figures in found:
-        cells = [name, f"{_median([f.prompts_per_s for f in figures]):,.0f}", _beside(figures, bare)]
+        cells = [name, shown_rate(_median([f.prompts_per_s for f in figures])), _beside(figures, bare)]
         cells += [_cpu(figures, role) for role in (CONTENDER, TRITON, MODEL, KAFKA)]
         cells += [
             f"{_median([f.mean_batch for f in figures]):.1f}",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.statistics import percentile, ratios, spread
+from bench.statistics import percentile, ratios, shown_rate, spread
 
 
 def test_what_a_round_does_to_both_cancels_out() -> None:
@@ -39,3 +39,10 @@ def test_a_percentile_leaves_no_more_than_its_rest_above(values: list[float], pe
     found = percentile(ordered, percent)
     above = sum(value > found for value in ordered)
     assert above <= len(ordered) * (100 - percent) / 100 + 1e-9 * len(ordered)
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"), [(7.44, "7.4"), (9.4, "9.4"), (212.4, "212"), (28_150.0, "28,150")]
+)
+def test_a_rate_has_as_many_digits_as_say_something(rate: float, shown: str) -> None:
+    assert shown_rate(rate) == shown
