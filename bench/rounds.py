@@ -88,7 +88,7 @@ def _sweep(
             if rates:
                 best[workload.name, name] = max(rates, key=lambda concurrency: rates[concurrency])
                 results.sweeps.setdefault(workload.name, {})[name] = {str(c): r for c, r in rates.items()}
-                listed = ", ".join(f"{c}: {rate:,.0f}/s" for c, rate in rates.items())
+                listed = ", ".join(f"{c}: {shown_rate(rate)}/s" for c, rate in rates.items())
                 say(f"{workload.name}, {name} at concurrency {listed}")
     return best
 

@@ -79,7 +79,7 @@ def sweeps(results: Results) -> Table:
     columns = sorted({concurrency for _, _, rates in tried for concurrency in rates}, key=int)
     rows = [["at concurrency", *columns]]
     for row, name, rates in tried:
-        cells = [f"{rates[c]:,.0f}" if c in rates else NOTHING for c in columns]
+        cells = [shown_rate(rates[c]) if c in rates else NOTHING for c in columns]
         rows.append([f"{row}, {name}", *cells])
     return rows
 

@@ -15,9 +15,9 @@ that each call more brings some, at the others' cost, and all of them would go o
 
 A server whose calls take less than a millisecond runs dry while the event loop does something else for two. So a call
 counts as running for BRIDGE_S longer than it does: that many more wait at the door of such a server, and hardly any more
-at others. That pays only for full batches: what is in flight at the door would better wait here for others otherwise, for a
-small call costs as much as a full one. So there are two limits, `limit` for full batches and `light_limit`, without
-BRIDGE_S, for others; each goes by the windows in which it was the one in use.
+at others. That pays only for full batches. One that is not does better to wait here, where more requests can join it: a small
+call costs nearly as much as a full one. So there are two limits, `limit` for full batches and `light_limit`, without BRIDGE_S,
+for all others; each goes by the windows in which it was the one in use.
 
 The limit goes a third of the way there, on a logarithmic scale: wanted falls with the square of the limit, so that is
 where one step leads to, without swinging.
@@ -40,8 +40,8 @@ AVOID_S = 8.0
 SCALE = 4.2
 """Just above 4, so that with one instance a second call may wait while one runs: 1.05 is wanted then, and rounded up."""
 BRIDGE_S = 0.0005
-"""With an instant model that made 16 calls of 4: a tenth more prompts per second. At 2,000/s, where
-batches are small, 16 calls made p50 8.4 ms instead of 5.9."""
+"""With an instant model that made 16 calls of 4: a tenth more prompts per second. At 2,000/s, where batches are small, 16 calls
+made p50 8.4 ms instead of 5.9."""
 STEP = 1 / 3
 LARGEST_STEP = 2.0
 """The factor up or down that one measurement may change the limit by."""

@@ -120,7 +120,7 @@ WORKER_SERIES: tuple[Series, ...] = (
         mode="livemax",
     ),
     Series("waiting_requests", "gauge", "Requests admitted and not dispatched", mode="livesum"),
-    Series("concurrency_limit", "gauge", "Batches that may be in flight", mode="livesum"),
+    Series("concurrency_limit", "gauge", "Batches that may be in flight if they are full", mode="livesum"),
     Series(
         "breaker_open", "gauge", "1 while a worker holds calls to a model back", mode="livemax"
     ),  # a sum of switches says nothing about "is one open"
